@@ -1,0 +1,66 @@
+"""What a kernel is compiled for: the machine as far as code generation cares.
+
+A `Target` is a plain value that imports no TVM, so that the serving process can compute kernel
+keys without a compiler. Only compile workers turn it into TVM's own object.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from whitebox import config
+
+# Best first: an LLVM CPU name, and the /proc/cpuinfo flags that a CPU must have to run its code.
+_X86: tuple[tuple[str, frozenset[str]], ...] = (
+    ("sapphirerapids", frozenset("avx512f avx512bw avx512vl avx512_vnni avx512_bf16 amx_tile amx_int8 amx_bf16".split())),
+    ("cooperlake", frozenset("avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16".split())),
+    ("cascadelake", frozenset("avx512f avx512bw avx512dq avx512vl avx512_vnni".split())),
+    ("skylake-avx512", frozenset("avx512f avx512bw avx512dq avx512vl".split())),
+    ("haswell", frozenset("avx2 fma f16c bmi2".split())),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A device kind, an LLVM CPU name, and how many threads a parallel kernel may use.
+
+    `lanes` is the number of float32 elements in a vector register.
+    """
+
+    kind: str
+    arch: str
+    mcpu: str
+    lanes: int
+    threads: int
+
+    @property
+    def key(self) -> str:
+        """Identity for kernel digests."""
+        return f"{self.kind}-{self.arch}-{self.mcpu}-t{self.threads}"
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """The CPU's feature flags as Linux prints them; empty where it does not."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return frozenset(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+def host_target(threads: int | None = None) -> Target:
+    """The CPU this process runs on; the generic target where nothing better is known."""
+    machine = platform.machine()
+    count = threads or config.threads()
+    if machine in ("x86_64", "AMD64"):
+        for mcpu, needed in _X86:
+            if needed <= cpu_flags():
+                return Target("cpu", "x86_64", mcpu, 8 if mcpu == "haswell" else 16, count)
+        return Target("cpu", "x86_64", "x86-64", 4, count)
+    return Target("cpu", machine, "generic", 4, count)
