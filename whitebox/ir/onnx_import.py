@@ -1,0 +1,343 @@
+"""The graph of an ONNX model as nodes: scopes, bodies, functions.
+
+Enter: a GraphProto and what its names may refer to. Leave: a Graph. Names are resolved here and
+nowhere else: afterwards a node knows its inputs, a body lists what it captures, and names are only
+for messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+
+from whitebox.errors import InvalidModel, UnsupportedOperator
+from whitebox.ir import onnx_schema, ops
+from whitebox.ir.graph import INPUT, Graph, Model, Node, Tensor, constant, input_node, output
+from whitebox.ir.onnx_proto import plain_attribute, type_of_proto
+from whitebox.ir.onnx_tensors import TensorReader
+from whitebox.ir.onnx_upgrade import upgrade
+from whitebox.ir.shapes.control import BODY, formal_types
+from whitebox.ir.shapes.rule import Misfit
+from whitebox.ir.types import Type
+
+FunctionKey: TypeAlias = "tuple[str, str, str]"  # domain, name, overload
+Signature: TypeAlias = "list[tuple[str, Node]]"
+
+_OWN_DOMAIN = "whitebox"
+
+
+@dataclass
+class Scope:
+    """The names visible in one graph. A body's scope turns what it reads outside into inputs.
+
+    `captures` maps an outside name to the body's input for it; the branches of an If share it.
+    `opsets` and `attrs` are those in force: a function brings its own, its bodies inherit them.
+    """
+
+    opsets: Mapping[str, int]
+    attrs: Mapping[str, onnx.AttributeProto] = field(default_factory=dict)
+    parent: Scope | None = None
+    captures: dict[str, Node] = field(default_factory=dict)
+    n_formal: int = 0
+    values: dict[str, Node | None] = field(default_factory=dict)
+
+    def __contains__(self, name: str) -> bool:
+        outside = self.parent is not None and name in self.parent
+        return name in self.values or outside
+
+    def find(self, name: str) -> Node | None:
+        """The node that a name means here; None for an input that a function was not given."""
+        if name in self.values:
+            return self.values[name]
+        if name in self.captures:
+            return self.captures[name]
+        if self.parent is None or name not in self.parent:
+            raise InvalidModel(f"reads {name!r}, which nothing produces; correct the model")
+        outside = self.parent.find(name)
+        if outside is None or outside.is_constant:
+            # A constant needs no input: the body can hold it.
+            return outside
+        position = self.n_formal + len(self.captures)
+        self.captures[name] = input_node(position, outside.types[0])
+        return self.captures[name]
+
+    def define(self, name: str, node: Node | None) -> None:
+        """Give a value its name, which must be new in this graph."""
+        if name in self.values:
+            raise InvalidModel(f"the name {name!r} is defined twice; correct the model")
+        self.values[name] = node
+
+
+@dataclass
+class Importer:
+    """One model being read.
+
+    `identity` tells this file from others, so that no random operator merges with another's.
+    `own_domain` says whether operators of the domain "whitebox" are welcome.
+    """
+
+    functions: Mapping[FunctionKey, onnx.FunctionProto]
+    reader: TensorReader
+    identity: Callable[[], str]
+    own_domain: bool = False
+    names: dict[Node, str] = field(default_factory=dict)
+    _calls: list[FunctionKey] = field(default_factory=list)
+    _draws: int = 0
+
+    def graph(self, name: str, proto: onnx.GraphProto, opsets: Mapping[str, int]) -> Graph:
+        """The whole graph, as the model `name`."""
+        scope = Scope(opsets)
+        inputs = self._declare(proto, scope)
+        outputs = self._fill(proto, scope)
+        if not outputs:
+            raise InvalidModel("the graph has no outputs; correct the model")
+        return Graph([Model(name, tuple(inputs), tuple(outputs))], self.names)
+
+    def _declare(
+        self, proto: onnx.GraphProto, scope: Scope, types: Sequence[Type | None] = ()
+    ) -> Signature:
+        """Define initializers and inputs; an input with an initializer is a constant.
+
+        `types` are those a body is called with; beyond them the declared ones count.
+        """
+        tensors = self.reader.tensors(proto.initializer)
+        for initializer, tensor in zip(proto.initializer, tensors, strict=True):
+            scope.define(initializer.name, constant(tensor))
+        for sparse in proto.sparse_initializer:
+            scope.define(sparse.values.name, constant(self._dense(sparse)))
+        initialized = set(scope.values)
+        inputs: Signature = []
+        for info in proto.input:
+            if info.name in initialized:
+                continue
+            given = types[len(inputs)] if len(inputs) < len(types) else None
+            try:
+                type = given or type_of_proto(info.type)
+            except InvalidModel as error:
+                raise InvalidModel(f"input {info.name!r}: {error}") from error
+            node = input_node(len(inputs), type)
+            scope.define(info.name, node)
+            inputs.append((info.name, node))
+        return inputs
+
+    def _fill(self, proto: onnx.GraphProto, scope: Scope) -> Signature:
+        """Define the results of every node; gives the graph's outputs."""
+        for node in _in_order(proto.node, scope):
+            try:
+                results = self._results(node, scope)
+            except InvalidModel as error:
+                raise type(error)(f"node {_label(node)}: {error}") from error
+            for name, result in zip(node.output, results, strict=False):
+                if not name:
+                    continue
+                scope.define(name, result)
+                if result is not None and not result.is_constant and result.op != INPUT:
+                    self.names.setdefault(result, node.name or name)
+        outputs: Signature = []
+        for info in proto.output:
+            found = scope.find(info.name) if info.name in scope else None
+            if found is None:
+                raise InvalidModel(f"nothing produces the output {info.name!r}; correct the model")
+            outputs.append((info.name, found))
+        return outputs
+
+    def _results(self, proto: onnx.NodeProto, scope: Scope) -> Sequence[Node | None]:
+        inputs = [scope.find(name) if name else None for name in proto.input]
+        key = (proto.domain, proto.op_type, proto.overload)
+        if key in self.functions:
+            return self._call(key, proto, inputs, scope)
+        domain = "" if proto.domain == "ai.onnx" else proto.domain
+        op = onnx_schema.join_op(domain, proto.op_type)
+        n_outputs = len(proto.output)
+        while n_outputs > 1 and not proto.output[n_outputs - 1]:
+            n_outputs -= 1
+        attributes = list(_substituted(proto.attribute, scope))
+        if domain == _OWN_DOMAIN and self.own_domain:
+            attrs = self._attributes(op, attributes, inputs, scope)
+            node = ops.make(op, inputs, attrs, outputs=n_outputs)
+            return [output(node, index) for index in range(n_outputs)]
+        opset = scope.opsets.get(domain, 0)
+        if not opset or onnx_schema.form(op, opset) is None:
+            raise _unsupported(domain, proto.op_type, scope)
+        if op == "Constant":
+            return (constant(self._constant(attributes)),)
+        attrs = self._attributes(op, attributes, inputs, scope)
+        if ops.traits(op).random:
+            self._draws += 1
+            attrs[ops.DRAW] = f"{self.identity()}/{self._draws}"
+        return upgrade(op, opset, inputs, attrs, n_outputs)
+
+    def _attributes(
+        self,
+        op: str,
+        attributes: Sequence[onnx.AttributeProto],
+        inputs: list[Node | None],
+        scope: Scope,
+    ) -> dict[str, Any]:
+        """Plain attributes, bodies as Graphs; what bodies capture is appended to `inputs`."""
+        plain: dict[str, Any] = {}
+        bodies: dict[str, onnx.GraphProto] = {}
+        for proto in attributes:
+            if proto.type == onnx.AttributeProto.GRAPH:
+                bodies[proto.name] = proto.g
+            elif proto.type == onnx.AttributeProto.TENSOR:
+                plain[proto.name] = Tensor.of(self.reader.array(proto.t))
+            else:
+                plain[proto.name] = plain_attribute(proto)
+        if bodies and op not in BODY:
+            raise InvalidModel(f"attribute {next(iter(bodies))!r} cannot be a graph")
+        if bodies:
+            captured = self._bodies(op, bodies, plain, inputs, scope)
+            inputs += captured
+            if captured:
+                plain[ops.N_CAPTURED] = len(captured)
+        return plain
+
+    def _bodies(
+        self,
+        op: str,
+        bodies: Mapping[str, onnx.GraphProto],
+        attrs: dict[str, Any],
+        inputs: Sequence[Node | None],
+        scope: Scope,
+    ) -> list[Node | None]:
+        """Read the bodies of one node into `attrs`; gives the outside nodes that they capture."""
+        try:
+            types = formal_types(op, [n and n.types[0] for n in inputs], attrs)
+        except Misfit as misfit:
+            raise InvalidModel(f"{misfit}; correct the model") from misfit
+        captures: dict[str, Node] = {}
+        read: dict[str, tuple[Signature, Signature]] = {}
+        for name, proto in bodies.items():
+            inner = Scope(scope.opsets, scope.attrs, scope, captures, len(types))
+            formal = self._declare(proto, inner, types)
+            if len(formal) != len(types):
+                raise InvalidModel(
+                    f"{name} has {len(formal)} inputs and is called with {len(types)}; "
+                    "correct the model"
+                )
+            read[name] = formal, self._fill(proto, inner)
+        for name, (formal, results) in read.items():
+            signature = (*formal, *captures.items())
+            attrs[name] = Graph([Model(name, signature, tuple(results))])
+        return [scope.find(name) for name in captures]
+
+    def _call(
+        self,
+        key: FunctionKey,
+        proto: onnx.NodeProto,
+        inputs: Sequence[Node | None],
+        scope: Scope,
+    ) -> Sequence[Node | None]:
+        """A model-local function, its nodes in the place of the call."""
+        function = self.functions[key]
+        if key in self._calls:
+            raise InvalidModel(f"function {function.name!r} calls itself; correct the model")
+        attrs = {default.name: default for default in function.attribute_proto}
+        attrs.update((given.name, given) for given in _substituted(proto.attribute, scope))
+        inner = Scope({entry.domain: entry.version for entry in function.opset_import}, attrs)
+        inner.opsets = {**scope.opsets, **_canonical_opsets(inner.opsets)}
+        padded = [*inputs, *[None] * (len(function.input) - len(inputs))]
+        for name, given in zip(function.input, padded, strict=True):
+            inner.define(name, given)
+        graph = onnx.GraphProto(node=function.node)
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in function.output)
+        self._calls.append(key)
+        try:
+            return [node for _, node in self._fill(graph, inner)]
+        finally:
+            self._calls.pop()
+
+    def _constant(self, attributes: Sequence[onnx.AttributeProto]) -> Tensor:
+        (attribute,) = attributes
+        match attribute.name:
+            case "value":
+                return self.reader.tensors([attribute.t])[0]
+            case "sparse_value":
+                return self._dense(attribute.sparse_tensor)
+            case "value_float" | "value_floats":
+                return Tensor.of(np.asarray(plain_attribute(attribute), np.float32))
+            case "value_int" | "value_ints":
+                return Tensor.of(np.asarray(plain_attribute(attribute), np.int64))
+            case _:
+                return Tensor.of(np.asarray(plain_attribute(attribute), object))
+
+    def _dense(self, sparse: onnx.SparseTensorProto) -> Tensor:
+        """A sparse tensor with its zeros."""
+        values, indices = self.reader.array(sparse.values), self.reader.array(sparse.indices)
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        try:
+            if indices.ndim == 2:
+                dense[tuple(indices.T)] = values
+            else:
+                dense.reshape(-1)[indices] = values
+        except (IndexError, ValueError) as error:
+            raise InvalidModel(f"sparse tensor {sparse.values.name!r}: {error}") from error
+        return Tensor.of(dense)
+
+
+def _canonical_opsets(opsets: Mapping[str, int]) -> dict[str, int]:
+    return {"" if domain == "ai.onnx" else domain: opsets[domain] for domain in opsets}
+
+
+def _label(proto: onnx.NodeProto) -> str:
+    name = proto.name or next(iter(proto.output), "")
+    operator = f"{proto.domain}.{proto.op_type}" if proto.domain else proto.op_type
+    return f"{name!r} ({operator})"
+
+
+def _unsupported(domain: str, name: str, scope: Scope) -> UnsupportedOperator:
+    opset = scope.opsets.get(domain)
+    where = f"opset {opset} of domain {domain or 'ai.onnx'!r}"
+    if opset is None:
+        where = f"domain {domain or 'ai.onnx'!r}, which the model does not import"
+    return UnsupportedOperator(
+        f"operator {name} of {where} is not supported; "
+        "export the model with standard ONNX operators"
+    )
+
+
+def _substituted(
+    attributes: Sequence[onnx.AttributeProto], scope: Scope
+) -> Iterator[onnx.AttributeProto]:
+    """Attributes with references to the enclosing function's attributes replaced."""
+    for attribute in attributes:
+        if not attribute.ref_attr_name:
+            yield attribute
+        elif attribute.ref_attr_name in scope.attrs:
+            replaced = onnx.AttributeProto()
+            replaced.CopyFrom(scope.attrs[attribute.ref_attr_name])
+            replaced.name = attribute.name
+            yield replaced
+
+
+def _in_order(nodes: Sequence[onnx.NodeProto], scope: Scope) -> Sequence[onnx.NodeProto]:
+    """The nodes such that each comes after those it reads. ONNX asks for it; not all files do it."""
+    producer = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    needs = [
+        {producer[name] for name in _reads(node) if name in producer and name not in scope.values}
+        for node in nodes
+    ]
+    if all(max(need, default=-1) < index for index, need in enumerate(needs)):
+        return nodes
+    try:
+        order = TopologicalSorter(dict(enumerate(needs))).static_order()
+        return [nodes[index] for index in order]
+    except CycleError as error:
+        around = " → ".join(_label(nodes[index]) for index in error.args[1][:8])
+        raise InvalidModel(f"the graph has a cycle: {around}; correct the model") from error
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """The names that a node reads, those in its bodies included."""
+    yield from node.input
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            for inner in attribute.g.node:
+                yield from _reads(inner)
+            yield from (info.name for info in attribute.g.output)

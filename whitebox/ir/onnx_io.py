@@ -1,0 +1,116 @@
+"""ONNX files in and out.
+
+Enter: a model as path, bytes or `onnx.ModelProto`. Leave: a Graph with one model, operators in
+their newest form; or an InvalidModel that says in one line what is wrong with the file.
+The file is read and never written; external data must lie in the model's own folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from whitebox.errors import InvalidModel
+from whitebox.ir import onnx_schema
+from whitebox.ir.graph import Graph
+from whitebox.ir.onnx_import import Importer
+from whitebox.ir.onnx_tensors import TensorReader
+
+__all__ = ["load"]
+
+
+def load(source: str | Path | bytes | onnx.ModelProto, name: str | None = None) -> Graph:
+    """Read a model. Its name is that of the file, unless given.
+
+    Raises InvalidModel (UnsupportedOperator for an operator that ONNX does not define).
+    """
+    path = Path(source) if isinstance(source, (str, Path)) else None
+    label = path.name if path is not None else "the model"
+    try:
+        proto = _parse(source, path)
+        opsets = _checked_opsets(proto)
+        importer = Importer(
+            {(f.domain, f.name, f.overload): f for f in proto.functions},
+            TensorReader(path.parent if path is not None else None),
+            cache(lambda: hashlib.sha256(proto.SerializeToString()).hexdigest()[:16]),
+        )
+        graph = importer.graph(name or default_name(path), proto.graph, opsets)
+    except InvalidModel as error:
+        raise type(error)(f"{label}: {error}") from error
+    model = replace(graph.model, metadata=_metadata(proto, opsets))
+    return Graph([model], graph.names)
+
+
+def default_name(path: Path | None) -> str:
+    """A model name made from a file name."""
+    stem = path.stem if path is not None else "model"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.") or "model"
+
+
+def _parse(source: str | Path | bytes | onnx.ModelProto, path: Path | None) -> onnx.ModelProto:
+    if isinstance(source, onnx.ModelProto):
+        proto = source
+    else:
+        data = _read(path) if path is not None else source
+        assert isinstance(data, bytes)
+        if not data:
+            raise InvalidModel("the file is empty; export or download it again")
+        try:
+            proto = onnx.ModelProto.FromString(data)
+        except DecodeError as error:
+            raise InvalidModel(
+                "is no ONNX model, or is damaged or cut short; export or download it again"
+            ) from error
+    if not proto.HasField("graph") or not proto.ir_version:
+        raise InvalidModel("is no ONNX model: it holds no graph; export or download it again")
+    return proto
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InvalidModel(f"there is no file {path}; check the path") from None
+    except OSError as error:
+        raise InvalidModel(f"cannot read {path}: {error.strerror}; check the path") from error
+
+
+def _checked_opsets(proto: onnx.ModelProto) -> dict[str, int]:
+    """Domain → opset, all of them known to the installed onnx."""
+    if proto.ir_version > onnx.IR_VERSION:
+        raise InvalidModel(
+            f"has IR version {proto.ir_version} and the installed onnx {onnx.__version__} reads "
+            f"up to {onnx.IR_VERSION}; upgrade onnx or export an older version"
+        )
+    opsets: dict[str, int] = {}
+    for entry in proto.opset_import:
+        domain = "" if entry.domain == "ai.onnx" else entry.domain
+        opsets[domain] = entry.version
+        newest = onnx_schema.newest_opset(domain)
+        if newest is not None and not 1 <= entry.version <= newest:
+            raise InvalidModel(
+                f"has opset {entry.version} of domain {domain or 'ai.onnx'!r} and the installed "
+                f"onnx {onnx.__version__} knows 1 to {newest}; upgrade onnx or export an older one"
+            )
+    if not opsets:
+        # Before IR version 3 there was one opset.
+        if proto.ir_version >= 3:
+            raise InvalidModel("imports no opset; export it again")
+        opsets[""] = 1
+    return opsets
+
+
+def _metadata(proto: onnx.ModelProto, opsets: Mapping[str, int]) -> dict[str, str]:
+    """What the file says about itself."""
+    about = {entry.key: entry.value for entry in proto.metadata_props}
+    about["producer"] = f"{proto.producer_name} {proto.producer_version}".strip()
+    about["opset"] = ", ".join(f"{d or 'ai.onnx'} {v}" for d, v in sorted(opsets.items()))
+    about["doc"] = proto.doc_string or proto.graph.doc_string
+    return {key: value for key, value in about.items() if value}

@@ -1,0 +1,7 @@
+"""What operators mean, in numpy: for constants, for tests, and where there is no kernel."""
+
+from whitebox.ir.reference import basic, blocked, windows  # noqa: F401  (fill the table)
+from whitebox.ir.reference.control import CONTROL
+from whitebox.ir.reference.table import SEMANTICS
+
+__all__ = ["CONTROL", "SEMANTICS"]

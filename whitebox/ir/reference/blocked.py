@@ -1,0 +1,82 @@
+"""The operators on channel-blocked data in numpy: unpack, the plain operator, pack again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from whitebox.ir.graph import Node
+from whitebox.ir.reference.table import Values, means
+from whitebox.ir.reference.windows import convolve, pool
+
+
+def to_blocked(x: np.ndarray, block: int) -> np.ndarray:
+    """NCHW → [N, ceil(C / block), H, W, block], the channel tail zero."""
+    n, c, h, w = x.shape
+    padded = np.pad(x, [(0, 0), (0, -c % block), (0, 0), (0, 0)])
+    return padded.reshape(n, -1, block, h, w).transpose(0, 1, 3, 4, 2)
+
+
+def from_blocked(x: np.ndarray) -> np.ndarray:
+    """[N, Co, H, W, block] → NCHW with the padded channels kept."""
+    n, blocks, h, w, block = x.shape
+    return x.transpose(0, 1, 4, 2, 3).reshape(n, blocks * block, h, w)
+
+
+def _plain_weight(weight: np.ndarray) -> np.ndarray:
+    """A packed weight as OIHW, with padded channels kept."""
+    if weight.ndim == 6:
+        oc, ic, kh, kw, inner, outer = weight.shape
+        return weight.transpose(0, 5, 1, 4, 2, 3).reshape(oc * outer, ic * inner, kh, kw)
+    oc, channels, kh, kw, outer = weight.shape
+    return weight.transpose(0, 4, 1, 2, 3).reshape(oc * outer, channels, kh, kw)
+
+
+@means("whitebox.Conv")
+def _conv(node: Node, values: Values) -> Any:
+    x, weight, bias = (*values, None)[:3]
+    data = from_blocked(x) if node.attrs["data_layout"] == "NCHWc" else x
+    flat = None if bias is None else bias.reshape(-1)
+    plain = convolve(data, _plain_weight(weight), flat, {**node.attrs, "group": 1})
+    return to_blocked(plain, node.attrs["block"])  # type: ignore[arg-type]
+
+
+@means("whitebox.DepthwiseConv")
+def _depthwise_conv(node: Node, values: Values) -> Any:
+    x, weight, bias = (*values, None)[:3]
+    blocks, kh, kw, block = weight.shape
+    plain = weight.transpose(0, 3, 1, 2).reshape(blocks * block, 1, kh, kw)
+    flat = None if bias is None else bias.reshape(-1)
+    data = from_blocked(x)
+    return to_blocked(convolve(data, plain, flat, {**node.attrs, "group": data.shape[1]}), block)
+
+
+@means("whitebox.MaxPool", "whitebox.AveragePool")
+def _pool(node: Node, values: Values) -> Any:
+    op = node.op.removeprefix("whitebox.")
+    plain = pool(op, from_blocked(values[0]), node.attrs)
+    return to_blocked(plain, node.attrs["block"])  # type: ignore[arg-type]
+
+
+@means("whitebox.MatMul")
+def _matmul(node: Node, values: Values) -> Any:
+    a, weight = values[:2]
+    tiles, k, tile = weight.shape
+    columns = weight.transpose(1, 0, 2).reshape(k, tiles * tile)
+    return a @ columns[:, : node.attrs["n"]]
+
+
+@means("whitebox.Pack")
+def _pack(node: Node, values: Values) -> Any:
+    return to_blocked(values[0], node.attrs["block"])  # type: ignore[arg-type]
+
+
+@means("whitebox.Unpack")
+def _unpack(node: Node, values: Values) -> Any:
+    return from_blocked(values[0])[:, : node.attrs["channels"]]
+
+
+@means("whitebox.MatMulTransposed")
+def _matmul_transposed(node: Node, values: Values) -> Any:
+    return values[0] @ np.swapaxes(values[1], -1, -2)
