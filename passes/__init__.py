@@ -1,0 +1,108 @@
+"""Passes: functions Graph → Graph, run in the order of PASSES.
+
+A pass never changes what a model computes; what it may change is rounding. Types are verified
+after each pass. Every decision a user may wonder about is recorded with its reason.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from whitebox import config
+from whitebox.errors import WhiteboxError
+from whitebox.ir.graph import Graph, Node
+from whitebox.passes.fold import fold, specialize
+from whitebox.passes.fuse import fuse
+from whitebox.passes.layout import layout
+from whitebox.passes.record import Decision, decide, recording, running
+from whitebox.passes.simplify import simplify
+from whitebox.passes.verify import verify, verify_signature
+
+Pass = Callable[[Graph], Graph]
+
+PASSES: tuple[Pass, ...] = (
+    fold,  # first: shapes become numbers, which the rules below ask for
+    simplify,  # before layout: fewer and plainer nodes to lay out
+    layout,  # before fuse: layout moves must be nodes that can be fused
+    fuse,  # last: nothing looks inside a group afterwards
+    verify,
+)
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What one pass did: node counts before and after, seconds, and its decisions."""
+
+    name: str
+    nodes_before: int
+    nodes_after: int
+    seconds: float
+    decisions: tuple[Decision, ...] = field(default=(), repr=False)
+
+
+def pass_name(function: Pass) -> str:
+    """The verb that names a pass, also when options are bound to it."""
+    return function.func.__name__ if isinstance(function, partial) else function.__name__
+
+
+def passes_for(lanes: int, unsupported: Callable[[Node], str | None]) -> tuple[Pass, ...]:
+    """PASSES with the target's options bound: its vector width, and what it cannot compile."""
+    bound = {layout: partial(layout, lanes=lanes), fuse: partial(fuse, unsupported=unsupported)}
+    return tuple(bound.get(each, each) for each in PASSES)
+
+
+def optimize(
+    graph: Graph, passes: Sequence[Pass] = PASSES, reports: list[PassReport] | None = None
+) -> Graph:
+    """Run the passes in order. Raises VerifyError naming the pass that broke an invariant."""
+    for each in passes:
+        name = pass_name(each)
+        before, start = graph, time.perf_counter()
+        with recording() as decisions, running(name):
+            try:
+                graph = each(before)
+                verify_signature(before, graph)
+            except WhiteboxError as error:
+                raise type(error)(f"pass {name}: {error}") from error
+        seconds = time.perf_counter() - start
+        report = PassReport(
+            name, len(before.nodes), len(graph.nodes), seconds, tuple(decisions)
+        )
+        if reports is not None:
+            reports.append(report)
+        _trace(report, graph)
+    return graph
+
+
+def _trace(report: PassReport, graph: Graph) -> None:
+    """The debug ladder: 1 a line a pass, 2 the graph, 3 each decision."""
+    level = config.debug()
+    if level >= 1:
+        print(
+            f"{report.name:10} {report.nodes_before:5} → {report.nodes_after:5} nodes "
+            f"{report.seconds * 1e3:8.1f} ms"
+        )
+    if level >= 3:
+        print(*report.decisions, sep="\n")
+    if level >= 2:
+        print(graph)
+    folder = config.dump_dir()
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{graph.digest[:12]}-{report.name}.txt").write_text(str(graph))
+
+
+__all__ = [
+    "PASSES",
+    "Decision",
+    "Pass",
+    "PassReport",
+    "decide",
+    "optimize",
+    "pass_name",
+    "passes_for",
+    "specialize",
+]

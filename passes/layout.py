@@ -1,0 +1,25 @@
+"""layout: give convolutions the data layout they are fast in, and pack weights once.
+
+A convolution reads and writes NCHWc: channels in blocks of one vector register, [N, ⌈C/c⌉, H, W, c].
+Each convolution is wrapped in Pack and Unpack; the rules then push Unpack towards the outputs,
+through everything that works on blocked data as well, until it meets a Pack and both vanish.
+Matrix products with known weights get them as column panels, [⌈N/n⌉, K, n].
+
+The lanes of the last block beyond C hold values that no real output reads; they only have to stay
+finite, so Unpack passes through ops only that map finite to finite.
+"""
+
+from __future__ import annotations
+
+from whitebox.ir.graph import Graph
+from whitebox.passes.rewrite import rewrite
+from whitebox.passes.rules.algebra import ALGEBRA
+from whitebox.passes.rules.blocked import blocked_rules, pack_is_reshape, pack_unpack
+from whitebox.passes.rules.transpose import merge_transposes
+
+
+def layout(graph: Graph, lanes: int = 16) -> Graph:
+    """Blocked layouts for vectors of `lanes` float32 elements."""
+    blocked = rewrite(graph, (*blocked_rules(lanes), *ALGEBRA, merge_transposes))
+    # Only now: a Reshape would hide from the rules above that data is blocked.
+    return rewrite(blocked, (pack_is_reshape, pack_unpack, *ALGEBRA))

@@ -1,0 +1,362 @@
+"""Rules of the `layout` pass: into blocked form, and Unpack towards the outputs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from whitebox.ir import ops
+from whitebox.ir.graph import Node, constant
+from whitebox.passes.rewrite import Rule, rule
+from whitebox.passes.rules.algebra import reshape
+from whitebox.passes.rules.transpose import permutation, transpose
+
+# Images have so few channels that padding them to a block would waste most of the work.
+FEW_CHANNELS = 4
+# A packed matrix has panels of up to this many vectors.
+PANEL_VECTORS = 4
+
+# Finite → finite, whatever the padding lanes hold.
+_SAFE_UNARY = (
+    "Abs", "Clip", "Celu", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish",
+    "Neg", "Relu", "Selu", "Sigmoid", "Sign", "Softplus", "Softsign", "Tanh", "ThresholdedRelu",
+)  # fmt: skip
+_SAFE_BINARY = ("Add", "Sub", "Mul", "Max", "Min", "PRelu")
+
+
+def blocked_rules(lanes: int) -> tuple[Rule, ...]:
+    """The rules, for blocks of `lanes` channels."""
+
+    @rule("Conv")
+    def conv_to_blocked(node: Node) -> Node | None:
+        """Conv(x, W, b) = Unpack(whitebox.Conv(Pack(x), packed W, packed b)), W known"""
+        return _conv(node, lanes)
+
+    @rule("MatMul")
+    def matmul_to_panels(node: Node) -> Node | None:
+        """A · W = whitebox.MatMul(A, W in column panels), W known"""
+        return _matmul(node, lanes)
+
+    return (
+        conv_to_blocked,
+        matmul_to_panels,
+        transposed_operand,
+        pack_unpack,
+        unary_below_unpack,
+        binary_below_unpack,
+        pool_below_unpack,
+        reduce_below_unpack,
+        concat_below_unpack,
+        slice_below_unpack,
+        resize_below_unpack,
+    )
+
+
+def pack(x: Node, lanes: int) -> Node:
+    """NCHW → NCHWc."""
+    return ops.node("whitebox.Pack", x, block=lanes)
+
+
+def unpack(x: Node, channels: int) -> Node:
+    """NCHWc → NCHW, the padding lanes dropped."""
+    return ops.node("whitebox.Unpack", x, channels=channels)
+
+
+def _known(node: Node | None) -> bool:
+    return node is not None and node.is_constant_expression
+
+
+def _pad_to(node: Node, sizes: tuple[int, ...]) -> Node:
+    """A known tensor with zeros appended up to `sizes`."""
+    grow = [size - dim for size, dim in zip(sizes, node.tensor.dims, strict=True)]
+    if not any(grow):
+        return node
+    return ops.node("Pad", node, constant(np.array([0] * len(grow) + grow, np.int64)))
+
+
+def pack_vector(vector: Node, lanes: int) -> Node:
+    """A known [C] as [⌈C/c⌉, 1, 1, c], to broadcast against NCHWc."""
+    blocks = -(-vector.tensor.dims[0] // lanes)
+    return reshape(_pad_to(vector, (blocks * lanes,)), (blocks, 1, 1, lanes))
+
+
+def _conv(node: Node, lanes: int) -> Node | None:
+    x, weight = node.inputs[:2]
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if x is None or weight is None or not _known(weight) or not (bias is None or _known(bias)):
+        return None
+    if node.tensor.dtype != "float32" or not node.tensor.is_static or node.tensor.rank != 4:
+        return None
+    if node.attr("auto_pad", "NOTSET") != "NOTSET" or 0 in node.tensor.dims:
+        return None
+    oc, ic, kh, kw = weight.tensor.dims
+    group = node.attr("group", 1)
+    depthwise = group > 1 and ic == 1 and oc == group
+    if group != 1 and not depthwise:
+        return None
+    few = group == 1 and ic <= FEW_CHANNELS and x.op != "whitebox.Unpack"
+    attrs = {
+        "kernel_shape": (kh, kw),
+        "strides": tuple(node.attr("strides", (1, 1))),
+        "pads": tuple(node.attr("pads", (0, 0, 0, 0))),
+        "dilations": tuple(node.attr("dilations", (1, 1))),
+        "group": 1,
+        "block": lanes,
+        "data_layout": "NCHW" if few else "NCHWc",
+    }
+    inputs = [x if few else pack(x, lanes)]
+    if depthwise:
+        inputs.append(_pack_depthwise_weight(weight, lanes))
+    else:
+        inputs.append(_pack_conv_weight(weight, lanes, few))
+    if bias is not None:
+        inputs.append(pack_vector(bias, lanes))
+    op = "whitebox.DepthwiseConv" if depthwise else "whitebox.Conv"
+    return unpack(ops.node(op, *inputs, **attrs), oc)
+
+
+def _pack_conv_weight(weight: Node, lanes: int, few: bool) -> Node:
+    """OIHW → [O/c, I/c, H, W, c_in, c_out], or [O/c, I, H, W, c_out] for few input channels."""
+    oc, ic, kh, kw = weight.tensor.dims
+    outer = -(-oc // lanes)
+    if few:
+        padded = _pad_to(weight, (outer * lanes, ic, kh, kw))
+        split = reshape(padded, (outer, lanes, ic, kh, kw))
+        return ops.node("Transpose", split, perm=(0, 2, 3, 4, 1))
+    inner = -(-ic // lanes)
+    padded = _pad_to(weight, (outer * lanes, inner * lanes, kh, kw))
+    split = reshape(padded, (outer, lanes, inner, lanes, kh, kw))
+    return ops.node("Transpose", split, perm=(0, 2, 4, 5, 3, 1))
+
+
+def _pack_depthwise_weight(weight: Node, lanes: int) -> Node:
+    """[C, 1, H, W] → [C/c, H, W, c]."""
+    channels, _, kh, kw = weight.tensor.dims
+    outer = -(-channels // lanes)
+    padded = _pad_to(weight, (outer * lanes, 1, kh, kw))
+    return ops.node("Transpose", reshape(padded, (outer, lanes, kh, kw)), perm=(0, 2, 3, 1))
+
+
+def panel_width(columns: int, lanes: int) -> int:
+    """Columns of a panel of packed weights: whole vectors, no wider than the matrix needs."""
+    return lanes * min(PANEL_VECTORS, -(-columns // lanes))
+
+
+def _matmul(node: Node, lanes: int) -> Node | None:
+    a, weight = node.inputs
+    if a is None or weight is None or not _known(weight) or _known(a):
+        return None
+    if weight.tensor.rank != 2 or a.tensor.rank < 2 or node.tensor.dtype != "float32":
+        return None
+    if not node.tensor.is_static or 0 in node.tensor.dims or 0 in weight.tensor.dims:
+        return None
+    k, n = weight.tensor.dims
+    width = panel_width(n, lanes)
+    panels = -(-n // width)
+    split = reshape(_pad_to(weight, (k, panels * width)), (k, panels, width))
+    packed = ops.node("Transpose", split, perm=(1, 0, 2))
+    return ops.node("whitebox.MatMul", a, packed, n=n, nt=width)
+
+
+@rule("MatMul")
+def transposed_operand(node: Node) -> Node | None:
+    """A · Transpose(B) = whitebox.MatMulTransposed(A, B'), columns of the product contiguous in B'"""
+    a, b = node.inputs
+    if a is None or b is None or _known(b) or node.tensor.dtype != "float32":
+        return None
+    if not node.tensor.is_static or b.tensor.rank < 2:
+        return None
+    dims = b.tensor.dims
+    if b.op == "Reshape" and b.inputs[0] is not None and b.inputs[0].tensor.rank >= 2:
+        b = b.inputs[0]  # one that only regroups the batch
+    if b.op != "Transpose" or b.tensor.dims[-2:] != dims[-2:]:
+        return None
+    source = b.inputs[0]
+    assert source is not None
+    perm = list(permutation(b))
+    if perm[-2] != len(perm) - 1:
+        return None
+    perm[-1], perm[-2] = perm[-2], perm[-1]
+    rows = transpose(source, tuple(perm))
+    return ops.node(
+        "whitebox.MatMulTransposed", a, reshape(rows, (*dims[:-2], dims[-1], dims[-2]))
+    )
+
+
+@rule("whitebox.Pack")
+def pack_unpack(node: Node) -> Node | None:
+    """Pack(Unpack(x)) = x"""
+    source = node.inputs[0]
+    if source is None or source.op != "whitebox.Unpack":
+        return None
+    assert source.inputs[0] is not None
+    return source.inputs[0] if source.inputs[0].types == node.types else None
+
+
+@rule("whitebox.Pack", "whitebox.Unpack")
+def pack_is_reshape(node: Node) -> Node | None:
+    """Pack(x) = Reshape(x) where H = W = 1 and C is a whole number of blocks;  Unpack alike"""
+    source = node.inputs[0]
+    assert source is not None
+    plain = node if node.op == "whitebox.Unpack" else source
+    blocked = source if node.op == "whitebox.Unpack" else node
+    _, channels, height, width = plain.tensor.dims
+    if height != 1 or width != 1 or channels % blocked.tensor.dims[-1]:
+        return None
+    return reshape(source, node.tensor.dims)
+
+
+def _blocked_source(node: Node | None) -> Node | None:
+    """x where node = Unpack(x)."""
+    return node.inputs[0] if node is not None and node.op == "whitebox.Unpack" else None
+
+
+@rule(*_SAFE_UNARY)
+def unary_below_unpack(node: Node) -> Node | None:
+    """f(Unpack(x)) = Unpack(f(x))"""
+    x = _blocked_source(node.inputs[0])
+    if x is None or any(o is not None and o.tensor.size != 1 for o in node.inputs[1:]):
+        return None
+    inner = ops.rebuild(node, (x, *node.inputs[1:]))
+    return unpack(inner, node.tensor.dims[1])
+
+
+@rule(*_SAFE_BINARY)
+def binary_below_unpack(node: Node) -> Node | None:
+    """f(Unpack(x), Unpack(y)) = Unpack(f(x, y));  a known or plain y is packed"""
+    first = next((o for o in node.inputs if _blocked_source(o) is not None), None)
+    if first is None or len(node.inputs) != 2 or node.tensor.rank != 4:
+        return None
+    channels, lanes = node.tensor.dims[1], first.inputs[0].tensor.dims[-1]  # type: ignore[union-attr]
+    if first.tensor.dims[1] != channels or first.tensor.dtype != "float32":
+        return None
+    operands = [_as_blocked(operand, channels, lanes, node) for operand in node.inputs]
+    if any(operand is None for operand in operands):
+        return None
+    return unpack(ops.rebuild(node, tuple(operands)), channels)
+
+
+def _as_blocked(operand: Node | None, channels: int, lanes: int, node: Node) -> Node | None:
+    """An operand in blocked form: unpacked data, a known tensor, or data of the full shape."""
+    assert operand is not None
+    x = _blocked_source(operand)
+    if x is not None:
+        return x if operand.tensor.dims[1] == channels else None
+    if operand.tensor.rank > 4:
+        return None
+    if operand.tensor.size == 1:
+        return reshape(operand, ())
+    dims = (1,) * (4 - operand.tensor.rank) + operand.tensor.dims
+    if dims[1] == 1 and (operand.is_constant_expression or channels > 1):
+        return reshape(operand, (*dims, 1))
+    # Packing a value of the full size pays off, since the Pack after this node goes away; a value
+    # of one pixel (a channel's gate) costs nothing to pack.
+    if operand.is_constant_expression or dims == node.tensor.dims or dims[2:] == (1, 1):
+        return pack(reshape(operand, dims), lanes)
+    return None
+
+
+@rule("MaxPool", "AveragePool")
+def pool_below_unpack(node: Node) -> Node | None:
+    """Pool(Unpack(x)) = Unpack(whitebox.Pool(x))"""
+    x = _blocked_source(node.inputs[0])
+    if x is None or len(node.types) != 1 or node.attr("auto_pad", "NOTSET") != "NOTSET":
+        return None
+    if node.attr("storage_order", 0):
+        return None
+    kernel = tuple(node.attr("kernel_shape"))
+    strides = tuple(node.attr("strides", (1, 1)))
+    dilations = tuple(node.attr("dilations", (1, 1)))
+    pads = list(node.attr("pads", (0, 0, 0, 0)))
+    include_pad = node.attr("count_include_pad", 0)
+    for axis in range(2):
+        # What ceil_mode adds at the end is spelled out as padding.
+        reach = (node.tensor.dims[2 + axis] - 1) * strides[axis]
+        reach += (kernel[axis] - 1) * dilations[axis] + 1
+        needed = reach - x.tensor.dims[2 + axis] - pads[axis]
+        if needed > pads[2 + axis]:
+            if include_pad:
+                return None
+            pads[2 + axis] = needed
+    attrs = {
+        "kernel_shape": kernel,
+        "strides": strides,
+        "dilations": dilations,
+        "pads": tuple(pads),
+        "block": x.tensor.dims[-1],
+    }
+    if node.op == "AveragePool":
+        attrs["count_include_pad"] = include_pad
+    return unpack(ops.node(f"whitebox.{node.op}", x, **attrs), node.tensor.dims[1])
+
+
+@rule("ReduceMean", "ReduceMax", "ReduceSum")
+def reduce_below_unpack(node: Node) -> Node | None:
+    """Reduce(Unpack(x), over H and W) = Unpack(Reduce(x, over H and W))"""
+    x = _blocked_source(node.inputs[0])
+    axes = node.inputs[1] if len(node.inputs) > 1 else None
+    if x is None or axes is None or not axes.is_constant:
+        return None
+    spatial = sorted(int(axis) % 4 for axis in axes.value)
+    if not spatial or not set(spatial) <= {2, 3}:
+        return None
+    inner = ops.node(node.op, x, constant(np.array(spatial, np.int64)), keepdims=1)
+    return reshape(unpack(inner, node.inputs[0].tensor.dims[1]), node.tensor.dims)  # type: ignore[union-attr]
+
+
+@rule("Concat")
+def concat_below_unpack(node: Node) -> Node | None:
+    """Concat(Unpack(x), …) over channels = Unpack(Concat(x, …)), all but the last in whole blocks"""
+    sources = [_blocked_source(operand) for operand in node.inputs]
+    if node.tensor.rank != 4 or node.attr("axis") % 4 != 1 or any(s is None for s in sources):
+        return None
+    lanes = sources[0].tensor.dims[-1]  # type: ignore[union-attr]
+    if any(operand.tensor.dims[1] % lanes for operand in node.inputs[:-1]):  # type: ignore[union-attr]
+        return None
+    return unpack(ops.node("Concat", *sources, axis=1), node.tensor.dims[1])
+
+
+@rule("Slice")
+def slice_below_unpack(node: Node) -> Node | None:
+    """Slice(Unpack(x), whole blocks of channels) = Unpack(Slice(x, these blocks))"""
+    x = _blocked_source(node.inputs[0])
+    if x is None or len(node.inputs) < 4 or not all(_is_value(each) for each in node.inputs[1:]):
+        return None
+    starts, ends, axes, *steps = (each.value for each in node.inputs[1:] if each is not None)
+    if len(axes) != 1 or int(axes[0]) % 4 != 1 or (steps and int(steps[0][0]) != 1):
+        return None
+    lanes, channels = x.tensor.dims[-1], node.inputs[0].tensor.dims[1]  # type: ignore[union-attr]
+    start, stop, _ = slice(int(starts[0]), int(ends[0])).indices(channels)
+    if start % lanes or (stop % lanes and stop != channels) or stop <= start:
+        return None
+    bounds = (start // lanes, -(-stop // lanes), 1, 1)
+    inner = ops.node("Slice", x, *(constant(np.array([b], np.int64)) for b in bounds))
+    return unpack(inner, stop - start)
+
+
+def _is_value(node: Node | None) -> bool:
+    return node is None or node.is_constant
+
+
+@rule("Resize")
+def resize_below_unpack(node: Node) -> Node | None:
+    """Resize(Unpack(x), H and W) = Unpack(Resize(x, H and W))"""
+    x = _blocked_source(node.inputs[0])
+    if x is None or node.attr("axes") is not None or len(node.inputs) < 3:
+        return None
+    if node.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
+        return None
+    if node.attr("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
+        return None
+    if node.tensor.dims[:2] != node.inputs[0].tensor.dims[:2]:  # type: ignore[union-attr]
+        return None
+    scales = node.inputs[2]
+    if scales is not None and scales.is_constant and scales.tensor.size == 4:
+        grown = constant(np.append(scales.value, np.float32(1)))
+        inputs: tuple[Node | None, ...] = (x, None, grown)
+    else:
+        n, blocks, _, _, lanes = x.tensor.dims
+        sizes = np.array([n, blocks, *node.tensor.dims[2:], lanes], np.int64)
+        inputs = (x, None, None, constant(sizes))
+    return unpack(ops.rebuild(node, inputs), node.tensor.dims[1])
+
+

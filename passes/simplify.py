@@ -1,0 +1,24 @@
+"""simplify: rewrite the graph into fewer, more regular nodes.
+
+Everything here holds for every target: identities, folding per-channel affine maps into weights,
+recognising spelled-out operators, cancelling transposes. What is changed is rounding at most.
+"""
+
+from __future__ import annotations
+
+from whitebox.ir.graph import Graph
+from whitebox.passes.rewrite import Rule, rewrite
+from whitebox.passes.rules.affine import AFFINE
+from whitebox.passes.rules.algebra import ALGEBRA
+from whitebox.passes.rules.movement import MOVEMENT
+from whitebox.passes.rules.norm import NORM
+from whitebox.passes.rules.transpose import TRANSPOSE
+
+
+def simplify(graph: Graph) -> Graph:
+    """Apply RULES until none fires."""
+    return rewrite(graph, RULES)
+
+
+# The order matters only where two rules match the same node: the first one wins.
+RULES: tuple[Rule, ...] = (*NORM, *AFFINE, *MOVEMENT, *ALGEBRA, *TRANSPOSE)
