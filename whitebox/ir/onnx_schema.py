@@ -32,7 +32,7 @@ from whitebox.ir.onnx_proto import (
 )
 from whitebox.ir.reference import CONTROL, SEMANTICS
 from whitebox.ir.shapes.rule import Call, Misfit
-from whitebox.ir.types import OptionalType, SequenceType, TensorType, Type
+from whitebox.ir.types import OptionalType, SequenceType, TensorType, Type, numpy_dtype
 
 # Constants up to this many elements are shown to the general type inference.
 _SHOWN_ELEMENTS = 4096
@@ -249,8 +249,13 @@ def evaluate(node: Node, arrays: Sequence[Any]) -> list[Any]:
         found = function(node, arrays)
     if found is NotImplemented:
         return _by_reference(node, arrays)
-    # numpy turns results without axes into scalars.
-    return found if isinstance(found, list) else [np.asarray(found)]
+    return found if isinstance(found, list) else [_declared(found, node.types[0])]
+
+
+def _declared(value: Any, type: Type) -> np.ndarray:
+    """A result as an array (numpy makes scalars of results without axes) of its dtype."""
+    assert isinstance(type, TensorType)
+    return np.asarray(value, numpy_dtype(type.dtype))
 
 
 def evaluate_graph(

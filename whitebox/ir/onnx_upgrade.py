@@ -130,10 +130,17 @@ def _batch_normalization(legacy: Legacy) -> Node | None:
     )
 
 
+def _cast_like(legacy: Legacy) -> Node:
+    """Only the dtype of the second input counts."""
+    to = ONNX_DTYPES.index(legacy.input(1).tensor.dtype)
+    return ops.make("Cast", legacy.inputs[:1], {**legacy.attrs, "to": to})
+
+
 _SIMPLIFIED: dict[str, Rule] = {
     "Identity": _identity,
     "Dropout": _dropout,
     "BatchNormalization": _batch_normalization,
+    "CastLike": _cast_like,
 }
 
 
@@ -345,6 +352,12 @@ def _scatter(legacy: Legacy) -> Node:
 
 
 @_below(25, "Attention")
-@_below(9, "Scan")
 def _changed_meaning(legacy: Legacy) -> None:
     return None
+
+
+@_below(9, "Scan")
+def _batched_scan(legacy: Legacy) -> None:
+    raise UnsupportedOperator(
+        "this Scan is of opset 8, which scans batches; export the model in opset 9 or newer"
+    )

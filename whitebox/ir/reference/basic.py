@@ -105,13 +105,15 @@ def _where(node: Node, values: Values) -> Any:
     return np.where(*values)
 
 
-_PLAIN_KINDS = "biufc"
+def _is_plain(dtype: np.dtype) -> bool:
+    """Whether numpy itself has the dtype (and not ml_dtypes, with ONNX's own ways to round)."""
+    return dtype.isbuiltin == 1 and dtype.kind in "biufc"
 
 
 @means("Cast", since=6)
 def _cast(node: Node, values: Values) -> Any:
     x, dtype = values[0], numpy_dtype(ONNX_DTYPES[node.attrs["to"]])  # type: ignore[index]
-    if x.dtype.kind not in _PLAIN_KINDS or dtype.kind not in _PLAIN_KINDS:
+    if not _is_plain(x.dtype) or not _is_plain(dtype):
         return NotImplemented
     with np.errstate(all="ignore"):
         return x.astype(dtype)
@@ -234,7 +236,7 @@ def _range(node: Node, values: Values) -> Any:
 def _pad(node: Node, values: Values) -> Any:
     x, pads, value, axes = (*values, None, None)[:4]
     mode = node.attr("mode", "constant")
-    if mode != "constant" or (pads < 0).any() or x.dtype.kind not in _PLAIN_KINDS:
+    if mode != "constant" or (pads < 0).any() or not _is_plain(x.dtype):
         return NotImplemented
     at = range(x.ndim) if axes is None else [int(axis) % x.ndim for axis in axes]
     widths = [(0, 0)] * x.ndim

@@ -104,8 +104,9 @@ def _scan_types(given: list[Type | None], attrs: Mapping[str, Any]) -> list[Type
 
 def merge(a: Type | None, b: Type | None) -> Type:
     """The type of a value that may be of type `a` or of type `b`."""
-    if a == b or b is None:
-        assert a is not None
+    if a is None or b is None:
+        raise Misfit("a state is missing")
+    if a == b:
         return a
     if isinstance(a, TensorType) and isinstance(b, TensorType) and a.dtype == b.dtype:
         return TensorType(a.dtype, _merge_shapes(a.shape, b.shape))
@@ -113,9 +114,14 @@ def merge(a: Type | None, b: Type | None) -> Type:
         return SequenceType(merge(a.element, b.element))
     if isinstance(a, OptionalType) and isinstance(b, OptionalType):
         return OptionalType(merge(a.element, b.element))
-    if a is None:
-        return b
+    if isinstance(a, OptionalType) != isinstance(b, OptionalType):
+        # A value that may be there, and one that is.
+        return OptionalType(merge(_element(a), _element(b)))
     raise Misfit(f"a value is {a} on one way and {b} on another")
+
+
+def _element(type: Type) -> Type:
+    return type.element if isinstance(type, OptionalType) else type
 
 
 def _merge_shapes(a: Shape, b: Shape) -> Shape:

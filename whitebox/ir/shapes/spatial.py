@@ -28,8 +28,7 @@ def resolve_window(op: str, shape: Shape, weight: Shape, attrs: Mapping[str, Any
     rank = len(kernel)
     new["kernel_shape"] = tuple(kernel)
     for name in ("strides", "dilations"):
-        if name != "dilations" or op not in POOLS or "dilations" in attrs or op != "LpPool":
-            new.setdefault(name, (1,) * rank)
+        new.setdefault(name, (1,) * rank)
     auto = attrs.get("auto_pad", "NOTSET")
     if auto in ("NOTSET", "VALID"):
         pads = tuple(attrs.get("pads", (0,) * 2 * rank)) if auto == "NOTSET" else (0,) * 2 * rank
