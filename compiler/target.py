@@ -14,13 +14,18 @@ from pathlib import Path
 from whitebox import config
 
 # Best first: an LLVM CPU name, and the /proc/cpuinfo flags that a CPU must have to run its code.
+_AVX2 = frozenset("avx2 fma f16c bmi2".split())
+_AVX512 = _AVX2 | frozenset("avx512f avx512bw avx512dq avx512vl avx512cd".split())
+_BF16 = _AVX512 | frozenset("avx512_vnni avx512_bf16".split())
+_AMX = _BF16 | frozenset("amx_tile amx_int8 amx_bf16".split())
+
 _X86: tuple[tuple[str, frozenset[str]], ...] = (
-    ("sapphirerapids", frozenset("avx512f avx512bw avx512vl avx512_vnni avx512_bf16 amx_tile amx_int8 amx_bf16".split())),
-    ("cooperlake", frozenset("avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16".split())),
-    ("cascadelake", frozenset("avx512f avx512bw avx512dq avx512vl avx512_vnni".split())),
-    ("skylake-avx512", frozenset("avx512f avx512bw avx512dq avx512vl".split())),
-    ("haswell", frozenset("avx2 fma f16c bmi2".split())),
-)  # fmt: skip
+    ("sapphirerapids", _AMX),
+    ("cooperlake", _BF16),
+    ("cascadelake", _AVX512 | {"avx512_vnni"}),
+    ("skylake-avx512", _AVX512),
+    ("haswell", _AVX2),
+)
 
 
 @dataclass(frozen=True, slots=True)

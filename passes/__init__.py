@@ -68,9 +68,7 @@ def optimize(
             except WhiteboxError as error:
                 raise type(error)(f"pass {name}: {error}") from error
         seconds = time.perf_counter() - start
-        report = PassReport(
-            name, len(before.nodes), len(graph.nodes), seconds, tuple(decisions)
-        )
+        report = PassReport(name, len(before.nodes), len(graph.nodes), seconds, tuple(decisions))
         if reports is not None:
             reports.append(report)
         _trace(report, graph)

@@ -1,6 +1,6 @@
 """layout: give convolutions the data layout they are fast in, and pack weights once.
 
-A convolution reads and writes NCHWc: channels in blocks of one vector register, [N, ⌈C/c⌉, H, W, c].
+A convolution reads and writes NCHWc: channels in blocks of a vector register, [N, ⌈C/c⌉, H, W, c].
 Each convolution is wrapped in Pack and Unpack; the rules then push Unpack towards the outputs,
 through everything that works on blocked data as well, until it meets a Pack and both vanish.
 Matrix products with known weights get them as column panels, [⌈N/n⌉, K, n].

@@ -93,14 +93,14 @@ def rewrite(graph: Graph, rules: Iterable[Rule]) -> Graph:
     finally:
         _shared.reset(token)
     names = ", ".join(sorted({each.name for found in by_op.values() for each in found}))
-    raise VerifyError(f"the rules {names} still fire after {MAX_SWEEPS} sweeps: they undo each other")
+    raise VerifyError(
+        f"the rules {names} still fire after {MAX_SWEEPS} sweeps: they undo each other"
+    )
 
 
 def _read_often(graph: Graph) -> set[Node]:
     """Nodes with several readers; a model's output counts as one."""
     outputs = set(graph.roots)
     return {
-        node
-        for node, users in graph.users().items()
-        if len(set(users)) + (node in outputs) > 1
+        node for node, users in graph.users().items() if len(set(users)) + (node in outputs) > 1
     }

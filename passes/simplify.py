@@ -12,6 +12,7 @@ from whitebox.passes.rules.affine import AFFINE
 from whitebox.passes.rules.algebra import ALGEBRA
 from whitebox.passes.rules.movement import MOVEMENT
 from whitebox.passes.rules.norm import NORM
+from whitebox.passes.rules.precision import PRECISION
 from whitebox.passes.rules.transpose import TRANSPOSE
 
 
@@ -21,4 +22,4 @@ def simplify(graph: Graph) -> Graph:
 
 
 # The order matters only where two rules match the same node: the first one wins.
-RULES: tuple[Rule, ...] = (*NORM, *AFFINE, *MOVEMENT, *ALGEBRA, *TRANSPOSE)
+RULES: tuple[Rule, ...] = (*PRECISION, *NORM, *AFFINE, *MOVEMENT, *ALGEBRA, *TRANSPOSE)

@@ -106,9 +106,13 @@ def test_fuse_makes_a_kernel_of_each_convolution_and_what_follows() -> None:
     fused = optimize(conv_chain())
     bodies = [node.attr("body") for node in fused.nodes if node.op == "whitebox.Fused"]
     operators = [[n.op.removeprefix("whitebox.") for n in body.nodes] for body in bodies]
-    assert [
-        [op for op in found if op not in ("Input", "Constant")] for found in operators
-    ] == [["Pack"], ["Conv", "Relu"], ["DepthwiseConv", "HardSwish"], ["Conv", "Add"], ["Unpack"]]
+    assert [[op for op in found if op not in ("Input", "Constant")] for found in operators] == [
+        ["Pack"],
+        ["Conv", "Relu"],
+        ["DepthwiseConv", "HardSwish"],
+        ["Conv", "Add"],
+        ["Unpack"],
+    ]
     assert_same_values(conv_chain(), fused)
 
 

@@ -211,7 +211,7 @@ def _numpy(node: Node) -> np.dtype:
 
 @rule("ConvTranspose")
 def conv_transpose_by_blocks(node: Node) -> Node | None:
-    """ConvTranspose(x, W; stride = kernel) = each input pixel becomes a k×k block: Conv₁ₓ₁, reshuffled"""
+    """ConvTranspose(x, W; stride = kernel): a pixel becomes a k×k block: Conv₁ₓ₁, reshuffled"""
     x, weight = node.inputs[:2]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if x is None or weight is None or not weight.is_constant_expression or x.tensor.rank != 4:
@@ -242,9 +242,7 @@ def conv_transpose_by_blocks(node: Node) -> Node | None:
     blocks = ops.node("Conv", *inputs, kernel_shape=(1, 1), strides=(1, 1), pads=(0, 0, 0, 0))
     n, _, h, w = x.tensor.dims
     split = reshape(blocks, (n, oc, kh, kw, h, w))
-    return reshape(
-        ops.node("Transpose", split, perm=(0, 1, 4, 2, 5, 3)), (n, oc, h * kh, w * kw)
-    )
+    return reshape(ops.node("Transpose", split, perm=(0, 1, 4, 2, 5, 3)), (n, oc, h * kh, w * kw))
 
 
 AFFINE: tuple[Rule, ...] = (

@@ -119,7 +119,7 @@ def concat_one(node: Node) -> Node | None:
 def same_shape_movement(node: Node) -> Node | None:
     """Expand, Tile, Pad of x to its own shape = x;  a Slice that keeps everything forwards = x"""
     source = node.inputs[0]
-    if source is None or not source.types == node.types:
+    if source is None or source.types != node.types:
         return None
     if not isinstance(node.type, TensorType) or not node.type.is_static:
         return None
@@ -143,7 +143,7 @@ VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
 @rule(*VIEWS)
 def canonical_view(node: Node) -> Node | None:
-    """Any static view = Reshape(x, shape);  Reshape(Reshape(x)) = Reshape(x);  to its own shape = x"""
+    """A view = Reshape(x, shape);  Reshape(Reshape(x)) = Reshape(x);  to its own shape = x"""
     source = node.inputs[0]
     if source is None or not isinstance(node.type, TensorType) or not node.type.is_static:
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from whitebox.ir import ops
@@ -94,7 +96,7 @@ def _conv(node: Node, lanes: int) -> Node | None:
     if group != 1 and not depthwise:
         return None
     few = group == 1 and ic <= FEW_CHANNELS and x.op != "whitebox.Unpack"
-    attrs = {
+    attrs: dict[str, Any] = {
         "kernel_shape": (kh, kw),
         "strides": tuple(node.attr("strides", (1, 1))),
         "pads": tuple(node.attr("pads", (0, 0, 0, 0))),
@@ -159,7 +161,7 @@ def _matmul(node: Node, lanes: int) -> Node | None:
 
 @rule("MatMul")
 def transposed_operand(node: Node) -> Node | None:
-    """A · Transpose(B) = whitebox.MatMulTransposed(A, B'), columns of the product contiguous in B'"""
+    """A · Transpose(B) = whitebox.MatMulTransposed(A, B'), which reads B' by rows"""
     a, b = node.inputs
     if a is None or b is None or _known(b) or node.tensor.dtype != "float32":
         return None
@@ -177,9 +179,7 @@ def transposed_operand(node: Node) -> Node | None:
         return None
     perm[-1], perm[-2] = perm[-2], perm[-1]
     rows = transpose(source, tuple(perm))
-    return ops.node(
-        "whitebox.MatMulTransposed", a, reshape(rows, (*dims[:-2], dims[-1], dims[-2]))
-    )
+    return ops.node("whitebox.MatMulTransposed", a, reshape(rows, (*dims[:-2], dims[-1], dims[-2])))
 
 
 @rule("whitebox.Pack")
@@ -277,7 +277,7 @@ def pool_below_unpack(node: Node) -> Node | None:
             if include_pad:
                 return None
             pads[2 + axis] = needed
-    attrs = {
+    attrs: dict[str, Any] = {
         "kernel_shape": kernel,
         "strides": strides,
         "dilations": dilations,
@@ -305,7 +305,7 @@ def reduce_below_unpack(node: Node) -> Node | None:
 
 @rule("Concat")
 def concat_below_unpack(node: Node) -> Node | None:
-    """Concat(Unpack(x), …) over channels = Unpack(Concat(x, …)), all but the last in whole blocks"""
+    """Concat(Unpack(x), …) over channels = Unpack(Concat(x, …)), whole blocks but for the last"""
     sources = [_blocked_source(operand) for operand in node.inputs]
     if node.tensor.rank != 4 or node.attr("axis") % 4 != 1 or any(s is None for s in sources):
         return None
@@ -358,5 +358,3 @@ def resize_below_unpack(node: Node) -> Node | None:
         sizes = np.array([n, blocks, *node.tensor.dims[2:], lanes], np.int64)
         inputs = (x, None, None, constant(sizes))
     return unpack(ops.rebuild(node, inputs), node.tensor.dims[1])
-
-

@@ -1,0 +1,52 @@
+"""structure: a graph with its weights taken out.
+
+Two models of one architecture have the same structure: equal graphs once each large constant is
+replaced by a numbered placeholder. Passes, plans and kernels are made for the structure, so the
+second model of an architecture runs no pass and compiles nothing. Scalars and small integer
+tensors (shapes, axes) stay: passes decide by their values.
+"""
+
+from __future__ import annotations
+
+from whitebox.ir.graph import CONSTANT, WEIGHT, Graph, Node, Tensor, constant, weight_node
+from whitebox.ir.types import TensorType
+
+# Up to here, a constant is part of the structure.
+SMALL_FLOAT_ELEMENTS = 16
+SMALL_BYTES = 1024
+
+
+def take_weights(graph: Graph) -> tuple[Graph, tuple[Tensor, ...]]:
+    """(structure, weights): the graph over Weight placeholders, and what they stand for.
+
+    Equal weights get one placeholder: weights that are tied in one model and not in another are
+    different structures.
+    """
+    weights: list[Tensor] = []
+
+    def build(node: Node, inputs: tuple[Node | None, ...]) -> Node:
+        if node.op == CONSTANT and _is_weight(node):
+            weights.append(node.attr("value"))
+            return weight_node(len(weights) - 1, node.type)
+        return node.with_inputs(inputs)
+
+    return graph.map(build), tuple(weights)
+
+
+def give_weights(graph: Graph, weights: tuple[Tensor, ...]) -> Graph:
+    """The inverse of `take_weights` for any graph over the same placeholders."""
+
+    def build(node: Node, inputs: tuple[Node | None, ...]) -> Node:
+        if node.op == WEIGHT:
+            return constant(weights[node.attr("position")])
+        return node.with_inputs(inputs)
+
+    return graph.map(build)
+
+
+def _is_weight(node: Node) -> bool:
+    type = node.type
+    if not isinstance(type, TensorType) or type.dtype == "string":
+        return False
+    floating = "float" in type.dtype or "complex" in type.dtype
+    return type.nbytes > SMALL_BYTES or (floating and type.size > SMALL_FLOAT_ELEMENTS)

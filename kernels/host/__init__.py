@@ -1,0 +1,1 @@
+"""Host code that is neither CPU nor GPU kernel."""

@@ -1,0 +1,105 @@
+"""Native code: loads object files, and lays out the structs that kernels are called with.
+
+Only TVM's runtime is loaded here (the thread pool), never its compiler; object files are linked in
+memory by ORC. Structs follow tvm_ffi/c_api.h and DLPack.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whitebox.compiler.cache import KernelCache
+from whitebox.compiler.worker import ENTRY
+from whitebox.errors import CompileError
+
+# DLTensor (DLPack 1.x) and TVMFFIAny, as numpy records.
+DL_TENSOR = np.dtype(
+    [
+        ("data", "<u8"),
+        ("device_type", "<i4"),
+        ("device_id", "<i4"),
+        ("ndim", "<i4"),
+        ("code", "u1"),
+        ("bits", "u1"),
+        ("lanes", "<u2"),
+        ("shape", "<u8"),
+        ("strides", "<u8"),
+        ("byte_offset", "<u8"),
+    ]
+)
+FFI_ANY = np.dtype([("type_index", "<i4"), ("padding", "<u4"), ("value", "<i8")])
+FFI_DL_TENSOR_PTR = 7
+
+_DL_CODES = {"int": 0, "uint": 1, "float": 2, "bfloat": 4, "complex": 5, "bool": 6}
+
+# Iterations for which an idle pool worker spins before it sleeps: a launch costs a few µs more
+# than with TVM's default, and an idle process next to nothing.
+SPIN_COUNT = "2000"
+
+
+def dl_type(dtype: str) -> tuple[int, int]:
+    """(code, bits) of a DLDataType for an ONNX dtype that kernels can take."""
+    stem = dtype.rstrip("0123456789")
+    bits = int(dtype[len(stem) :] or 8)
+    return _DL_CODES[stem], bits
+
+
+def llvm_loaded() -> bool:
+    """Whether TVM's compiler, and with it LLVM's code generators, is mapped into this process."""
+    try:
+        return "libtvm_compiler" in Path("/proc/self/maps").read_text()
+    except OSError:
+        return False
+
+
+@cache
+def _session(threads: int) -> Any:
+    """The process's linker session; TVM's runtime is loaded before it."""
+    os.environ.setdefault("TVM_NUM_THREADS", str(threads))
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", SPIN_COUNT)
+    # The pool would pin its workers, on top of other processes' workers.
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    import tvm_ffi  # noqa: F401  (its library must come first)
+
+    spec = importlib.util.find_spec("tvm")
+    if spec is None or spec.origin is None:
+        raise CompileError("apache-tvm is not installed; pip install apache-tvm")
+    library = Path(spec.origin).parent / "lib" / "libtvm_runtime.so"
+    ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    from tvm_ffi_orcjit import ExecutionSession
+
+    return ExecutionSession()
+
+
+class KernelLibrary:
+    """Functions of the kernels in one cache, loaded on first use and shared by all plans."""
+
+    def __init__(self, cache: KernelCache, threads: int) -> None:
+        self._cache = cache
+        self._threads = threads
+        self._loaded: dict[str, tuple[Any, Any]] = {}
+        self._lock = threading.Lock()
+
+    def function(self, key: str) -> Any:
+        """The kernel's `tvm_ffi.Function`. Raises CompileError when it is not in the cache."""
+        with self._lock:
+            if key not in self._loaded:
+                if not self._cache.has(key):
+                    raise CompileError(
+                        f"kernel {key[:12]} is missing from {self._cache.folder}; "
+                        "register the model again"
+                    )
+                module = _session(self._threads).load_module(str(self._cache.path(key)))
+                self._loaded[key] = (module, module.get_function(ENTRY))
+            return self._loaded[key][1]
+
+    def __len__(self) -> int:
+        return len(self._loaded)

@@ -1,0 +1,282 @@
+"""The runtime: registered models, run in this process.
+
+Registration makes everything durable and compiles what is missing; prediction finds (or makes) the
+executable for the shapes at hand and hands it to the engine. All models share one engine, one
+kernel library and one store of parameters.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from whitebox import config
+from whitebox.compiler.build import Progress
+from whitebox.compiler.target import host_target
+from whitebox.errors import InvalidName
+from whitebox.registry import Registry
+from whitebox.registry.records import ModelInfo, ModelRecord, Registration, validate_name
+from whitebox.runtime.engine import Engine, Runnable
+from whitebox.runtime.native import llvm_loaded
+from whitebox.runtime.params import ParameterStore
+from whitebox.runtime.prepare import NOTHING_BUILT, Preparer, Structured
+from whitebox.runtime.served import ServedModel, default_shapes, given_shapes
+
+if TYPE_CHECKING:
+    import onnx
+
+    from whitebox.runtime.explain import Explanation
+
+
+class Runtime:
+    """All the models of one home, ready to run. A context manager; thread-safe.
+
+    `home` is the folder that holds models, blobs and kernels (default: WHITEBOX_HOME or the user's
+    data folder); `threads` how many cores a kernel may use (default: all that are allowed).
+    Raises StorageError when the home cannot be used.
+    """
+
+    def __init__(self, home: str | Path | None = None, *, threads: int | None = None) -> None:
+        self.home = Path(home) if home is not None else config.home()
+        self.registry = Registry(self.home)
+        self.target = host_target(threads)
+        self.preparer = Preparer(self.target, self.home, ParameterStore(self.registry))
+        self.engine = Engine()
+        self._served: dict[tuple[str, int], ServedModel] = {}
+        self._lock = threading.Lock()
+        self._generation = self.registry.generation()
+        self._records = self._read_records()
+        # Loading a model at a new shape may compile: it must not hold up callers or the engine.
+        self._loaders = ThreadPoolExecutor(self.target.threads, thread_name_prefix="load")
+
+    def register(
+        self,
+        model: str | Path | bytes | onnx.ModelProto,
+        name: str | None = None,
+        *,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        progress: Progress | None = None,
+    ) -> Registration:
+        """Register a model (path, bytes or ModelProto) under `name` (default: the file's stem).
+
+        Kernels are compiled for `shapes` (by input name), or for batch 1 when only the batch is
+        free; otherwise at the first request. The same content again is the same version; other
+        content is a new one. Raises InvalidModel, UnsupportedOperator, InvalidName, InvalidInput
+        (shapes that do not fit), CompileError or StorageError; nothing is registered then.
+        """
+        from whitebox.ir import onnx_io
+        from whitebox.registry.records import signature_of
+
+        start = time.perf_counter()
+        if name is None and not isinstance(model, str | Path):
+            raise InvalidName("give a name: a model that is not a file has none of its own")
+        chosen = validate_name(name if name is not None else Path(str(model)).stem)
+        graph = onnx_io.load(model, chosen)
+        inputs, _ = signature_of(graph.model)
+        wanted = given_shapes(chosen, inputs, shapes) if shapes else default_shapes(inputs)
+        report = NOTHING_BUILT
+        if wanted is not None:
+            _, report = self.preparer.compile(Structured.of(graph), wanted, progress)
+        metadata: dict[str, Any] = {**graph.model.metadata}
+        if shapes:
+            metadata["shapes"] = {key: list(dims) for key, dims in (wanted or {}).items()}
+        record, created, new_bytes, shared_bytes = self.registry.add(chosen, graph, metadata)
+        self.refresh()
+        return Registration(
+            name=record.name,
+            version=record.version,
+            created=created,
+            kernels_compiled=report.compiled,
+            kernels_reused=report.reused,
+            seconds=time.perf_counter() - start,
+            new_bytes=new_bytes,
+            shared_bytes=shared_bytes,
+        )
+
+    def predict(
+        self,
+        name: str,
+        feeds: Mapping[str, Any],
+        outputs: Sequence[str] | None = None,
+        *,
+        version: int | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Run a model on the calling thread.
+
+        `feeds` maps input names to arrays; the result maps output names (all, or those named by
+        `outputs`) to arrays. Raises ModelNotFound, InvalidInput or WhiteboxError.
+        """
+        model = self._serve(name, version)
+        values, shapes = model.check(feeds)
+        wanted = model.check_outputs(outputs)
+        work = model.find(shapes)
+        if work is None:
+            work, _ = model.load(shapes, self.preparer, self.engine)
+        return _named(model, wanted, self.engine.run(work, values))
+
+    def submit(
+        self,
+        name: str,
+        feeds: Mapping[str, Any],
+        outputs: Sequence[str] | None = None,
+        *,
+        version: int | None = None,
+    ) -> Future[dict[str, np.ndarray]]:
+        """As `predict`, queued. Feeds are checked at once and errors in them raised here."""
+        model = self._serve(name, version)
+        values, shapes = model.check(feeds)
+        wanted = model.check_outputs(outputs)
+        reply: Future[dict[str, np.ndarray]] = Future()
+        reply.set_running_or_notify_cancel()
+
+        def finish(done: Future[list[Any]]) -> None:
+            error = done.exception()
+            if error is not None:
+                reply.set_exception(error)
+            else:
+                reply.set_result(_named(model, wanted, done.result()))
+
+        def queue(work: Runnable) -> None:
+            self.engine.submit(work, values).add_done_callback(finish)
+
+        def load_and_queue() -> None:
+            try:
+                queue(model.load(shapes, self.preparer, self.engine)[0])
+            except BaseException as error:
+                reply.set_exception(error)
+
+        work = model.find(shapes)
+        if work is not None:
+            queue(work)
+        else:
+            self._loaders.submit(load_and_queue)
+        return reply
+
+    def models(self) -> list[ModelInfo]:
+        """The newest version of every registered model, by name."""
+        self.refresh()
+        return ModelInfo.newest(self._records.values())
+
+    def model(self, name: str, version: int | None = None) -> ModelInfo:
+        """One model. Raises ModelNotFound."""
+        record = self._record(name, version)
+        return ModelInfo.of(record, [v for n, v in self._records if n == name])
+
+    def unregister(self, name: str, version: int | None = None) -> None:
+        """Remove a model, or one version of it. Raises ModelNotFound."""
+        self.registry.remove(name, version)
+        self.refresh()
+
+    def explain(
+        self,
+        name: str,
+        version: int | None = None,
+        *,
+        feeds: Mapping[str, np.ndarray] | None = None,
+    ) -> Explanation:
+        """What the passes did to a model, its kernels, and where its time and bytes go.
+
+        Times are measured on `feeds`, or on seeded random inputs. Raises InvalidInput when free
+        dimensions leave the shapes open and no feeds are given.
+        """
+        from whitebox.runtime.explain import explain
+
+        record = self._record(name, version)
+        return explain(self._serve(name, version), self.preparer, self.engine, feeds, record)
+
+    def warm(self, progress: Progress | None = None) -> None:
+        """Load every model's newest version at its registered shapes, before the first request."""
+        models = self.models()
+        for done, info in enumerate(models):
+            if progress is not None:
+                progress(done, len(models))
+            shapes = registered_shapes(info)
+            if shapes is not None:
+                self._serve(info.name, info.version).load(shapes, self.preparer, self.engine)
+        if progress is not None:
+            progress(len(models), len(models))
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of this process."""
+        return {
+            "models": len(self._records),
+            "models_loaded": len(self._served),
+            "kernels_loaded": len(self.preparer.library),
+            "kernels_compiled": self.preparer.builder.compiled_total,
+            "arena_bytes": self.engine.arena.nbytes,
+            "queued_requests": self.engine.queued,
+            "llvm_loaded": llvm_loaded(),
+        }
+
+    def refresh(self) -> None:
+        """See what other processes have registered or removed since."""
+        generation = self.registry.generation()
+        if generation == self._generation:
+            return
+        with self._lock:
+            self._records = self._read_records()
+            self._generation = generation
+            for key in [key for key in self._served if key not in self._records]:
+                del self._served[key]
+
+    def close(self) -> None:
+        """Finish what runs, and let go of everything."""
+        self._loaders.shutdown(wait=True, cancel_futures=True)
+        self.engine.close()
+        self.preparer.close()
+        self.registry.close()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _read_records(self) -> dict[tuple[str, int], ModelRecord]:
+        return {(record.name, record.version): record for record in self.registry.list()}
+
+    def _record(self, name: str, version: int | None) -> ModelRecord:
+        """The record of a version; the newest when None. Raises ModelNotFound."""
+        known = self._records
+        if version is None:
+            versions = [v for n, v in known if n == name]
+            version = max(versions, default=None)
+        record = None if version is None else known.get((name, version))
+        # Perhaps another process has just registered it; the registry also words the error.
+        return record if record is not None else self.registry.get(name, version)
+
+    def _serve(self, name: str, version: int | None) -> ServedModel:
+        """The model in memory, read from the registry when it is not there yet."""
+        record = self._record(name, version)
+        key = (record.name, record.version)
+        served = self._served.get(key)
+        if served is None:
+            graph = self.registry.graph(record)
+            fresh = ServedModel(record.name, graph, record.inputs, record.outputs)
+            with self._lock:
+                served = self._served.setdefault(key, fresh)
+        return served
+
+
+def registered_shapes(record: ModelRecord) -> dict[str, tuple[int, ...]] | None:
+    """The shapes that a model was registered for; None when it has been left open."""
+    stored = record.metadata.get("shapes")
+    if stored:
+        return {name: tuple(dims) for name, dims in stored.items()}
+    return default_shapes(record.inputs)
+
+
+def _named(model: ServedModel, wanted: list[int], values: list[Any]) -> dict[str, np.ndarray]:
+    return {model.outputs[index].name: values[index] for index in wanted}

@@ -1,0 +1,133 @@
+"""A model in memory: its structure, and executables for the shapes it has been asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from whitebox.compiler.build import BuildReport, Progress
+from whitebox.errors import InvalidInput
+from whitebox.ir.graph import Graph
+from whitebox.ir.types import TensorType, numpy_dtype
+from whitebox.registry.records import TensorSpec
+from whitebox.runtime.engine import Engine, Runnable
+from whitebox.runtime.prepare import NOTHING_BUILT, Preparer, Structured
+from whitebox.runtime.signature import check_feeds
+
+# Executables kept for one model; the least recently used shape is dropped first.
+MAX_SHAPES = 64
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def default_shapes(inputs: Sequence[TensorSpec]) -> Shapes | None:
+    """The shapes to compile for when none are given: a free leading dimension (the batch) is 1.
+
+    None when another dimension is free: nobody can guess what will be asked for.
+    """
+    shapes: Shapes = {}
+    for spec in inputs:
+        if not isinstance(spec.type, TensorType):
+            continue
+        if spec.type.shape is None or any(not isinstance(d, int) for d in spec.type.shape[1:]):
+            return None
+        shapes[spec.name] = tuple(d if isinstance(d, int) else 1 for d in spec.type.shape)
+    return shapes
+
+
+def given_shapes(
+    model: str, inputs: Sequence[TensorSpec], given: Mapping[str, Sequence[int]]
+) -> Shapes:
+    """Shapes named by a user, completed by the defaults. Raises InvalidInput if they do not fit."""
+    feeds: dict[str, Any] = {}
+    known = {spec.name: spec for spec in inputs}
+    for name, dims in given.items():
+        if name not in known:
+            raise InvalidInput(
+                f"model {model} has no input {name!r}; its inputs are {', '.join(known)}"
+            )
+        if any(dim < 0 for dim in dims):
+            raise InvalidInput(f"model {model}: the shape {list(dims)} of {name!r} is negative")
+        feeds[name] = tuple(int(dim) for dim in dims)
+    for spec in inputs:
+        if spec.name not in feeds:
+            rest = default_shapes([spec])
+            if rest is None:
+                raise InvalidInput(f"model {model}: give the shape of input {spec.name!r} as well")
+            feeds.update(rest)
+    zeros = {
+        spec.name: np.broadcast_to(np.zeros((), numpy_dtype(spec.tensor.dtype)), feeds[spec.name])
+        for spec in inputs
+        if isinstance(spec.type, TensorType)
+    }
+    return check_feeds(model, inputs, zeros)[1]
+
+
+class ServedModel:
+    """One version of a model, ready to be run at any shape. Thread-safe."""
+
+    def __init__(
+        self, name: str, graph: Graph, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    ) -> None:
+        self.name = name
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.structured = Structured.of(graph)
+        self._executables: OrderedDict[tuple[Any, ...], Runnable] = OrderedDict()
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()
+
+    def check(self, feeds: Mapping[str, Any]) -> tuple[list[Any], Shapes]:
+        """(values in order, shapes). Raises InvalidInput."""
+        return check_feeds(self.name, self.inputs, feeds)
+
+    def check_outputs(self, outputs: Sequence[str] | None) -> list[int]:
+        """Positions of the requested outputs; all when None. Raises InvalidInput."""
+        names = [spec.name for spec in self.outputs]
+        if outputs is None:
+            return list(range(len(names)))
+        unknown = [name for name in outputs if name not in names]
+        if unknown:
+            raise InvalidInput(
+                f"model {self.name} has no output {unknown[0]!r}; "
+                f"its outputs are {', '.join(names)}"
+            )
+        return [names.index(name) for name in outputs]
+
+    def find(self, shapes: Shapes) -> Runnable | None:
+        """The executable for these shapes, if it is loaded."""
+        key = tuple(shapes.values())
+        with self._lock:
+            found = self._executables.get(key)
+            if found is not None:
+                self._executables.move_to_end(key)
+            return found
+
+    def load(
+        self,
+        shapes: Shapes,
+        preparer: Preparer,
+        engine: Engine,
+        progress: Progress | None = None,
+    ) -> tuple[Runnable, BuildReport]:
+        """The executable for these shapes, compiled if need be."""
+        with self._loading:
+            found = self.find(shapes)
+            if found is not None:
+                return found, NOTHING_BUILT
+            executable, report = preparer.load(self.structured, shapes, engine, progress)
+            with self._lock:
+                self._executables[tuple(shapes.values())] = executable
+                while len(self._executables) > MAX_SHAPES:
+                    self._executables.popitem(last=False)
+            return executable, report
+
+    @property
+    def shapes_loaded(self) -> list[tuple[Any, ...]]:
+        """The shapes that executables are loaded for, least recently used first."""
+        with self._lock:
+            return list(self._executables)
