@@ -1,0 +1,330 @@
+"""The runtime in process: plans, memory, sharing, sessions, hostile arrays, concurrency."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+import whitebox
+from whitebox.errors import InvalidInput, InvalidName, ModelNotFound
+from whitebox.ir import onnx_schema
+from whitebox.runtime.memory import ALIGNMENT, Lifetime, plan_memory
+
+MLP = """
+<ir_version: 10, opset_import: ["" : 21]>
+mlp (float[N, 32] x) => (float[N, 8] y)
+<float[32, 64] w1, float[64] b1, float[64, 8] w2> {
+   h = MatMul(x, w1)
+   hb = Add(h, b1)
+   a = Relu(hb)
+   z = MatMul(a, w2)
+   y = Softmax<axis = -1>(z)
+}
+"""
+
+
+def mlp(seed: int) -> onnx.ModelProto:
+    """One architecture; the seed gives the weights."""
+    model = onnx.parser.parse_model(MLP)
+    random = np.random.default_rng(seed)
+    del model.graph.initializer[:]
+    for name, shape in (("w1", (32, 64)), ("b1", (64,)), ("w2", (64, 8))):
+        values = (random.standard_normal(shape) / 8).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    return model
+
+
+def mlp_answer(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    w1, b1, w2 = map(onnx.numpy_helper.to_array, model.graph.initializer)
+    z = np.maximum(x @ w1 + b1, 0) @ w2
+    powers = np.exp(z - z.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[whitebox.Runtime]:
+    with whitebox.Runtime(tmp_path_factory.mktemp("runtime")) as runtime:
+        yield runtime
+
+
+def batch(n: int) -> np.ndarray:
+    return np.random.default_rng(n).standard_normal((n, 32)).astype(np.float32)
+
+
+def test_variants_share_kernels_and_answer_with_their_own_weights(
+    runtime: whitebox.Runtime,
+) -> None:
+    first = runtime.register(mlp(1), "variant-1")
+    assert first.created and first.kernels_compiled > 0
+    for seed in (2, 3):
+        again = runtime.register(mlp(seed), f"variant-{seed}")
+        assert again.created and again.kernels_compiled == 0
+        assert again.kernels_reused == first.kernels_compiled
+    for seed in (1, 2, 3):
+        answer = runtime.predict(f"variant-{seed}", {"x": batch(1)})["y"]
+        np.testing.assert_allclose(answer, mlp_answer(mlp(seed), batch(1)), rtol=1e-4)
+
+
+def test_versions_are_immutable_and_the_newest_answers(runtime: whitebox.Runtime) -> None:
+    assert runtime.register(mlp(1), "versions").version == 1
+    same = runtime.register(mlp(1), "versions")
+    assert (same.version, same.created) == (1, False)
+    assert runtime.register(mlp(2), "versions").version == 2
+    newest = runtime.predict("versions", {"x": batch(1)})["y"]
+    np.testing.assert_allclose(newest, mlp_answer(mlp(2), batch(1)), rtol=1e-4)
+    oldest = runtime.predict("versions", {"x": batch(1)}, version=1)["y"]
+    np.testing.assert_allclose(oldest, mlp_answer(mlp(1), batch(1)), rtol=1e-4)
+    runtime.unregister("versions", 2)
+    assert runtime.model("versions").versions == (1,)
+    runtime.unregister("versions")
+    with pytest.raises(ModelNotFound, match="versions"):
+        runtime.predict("versions", {"x": batch(1)})
+
+
+def test_free_batch(runtime: whitebox.Runtime) -> None:
+    runtime.register(mlp(4), "free")
+    for n in (1, 2, 7):
+        answer = runtime.predict("free", {"x": batch(n)})["y"]
+        np.testing.assert_allclose(answer, mlp_answer(mlp(4), batch(n)), rtol=1e-4)
+    assert runtime.predict("free", {"x": batch(0)})["y"].shape == (0, 8)
+
+
+def test_another_process_sees_what_is_registered(runtime: whitebox.Runtime) -> None:
+    with whitebox.Runtime(runtime.home) as other:
+        runtime.register(mlp(5), "seen")
+        other.refresh()
+        assert "seen" in [info.name for info in other.models()]
+        answer = other.predict("seen", {"x": batch(1)})["y"]
+        np.testing.assert_allclose(answer, mlp_answer(mlp(5), batch(1)), rtol=1e-4)
+        assert other.stats()["kernels_compiled"] == 0
+
+
+def unaligned(x: np.ndarray) -> np.ndarray:
+    buffer = np.zeros(x.nbytes + 4, np.uint8)
+    start = 4 if (buffer.ctypes.data + 4) % 16 else 0
+    view = buffer[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+    view[...] = x
+    return view
+
+
+def strided(x: np.ndarray) -> np.ndarray:
+    wide = np.zeros((x.shape[0], 2 * x.shape[1]), x.dtype)
+    wide[:, ::2] = x
+    return wide[:, ::2]
+
+
+def big_endian(x: np.ndarray) -> np.ndarray:
+    return x.astype(x.dtype.newbyteorder(">"))
+
+
+def read_only(x: np.ndarray) -> np.ndarray:
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    return frozen
+
+
+def column_major(x: np.ndarray) -> np.ndarray:
+    return np.asfortranarray(x)
+
+
+def reversed_rows(x: np.ndarray) -> np.ndarray:
+    return x[::-1].copy()[::-1]
+
+
+@pytest.mark.parametrize(
+    "form", [unaligned, strided, big_endian, read_only, column_major, reversed_rows]
+)
+def test_any_numpy_array_gives_the_right_answer(runtime: whitebox.Runtime, form) -> None:  # type: ignore[no-untyped-def]
+    runtime.register(mlp(6), "arrays")
+    given = form(batch(5))
+    before = given.copy()
+    answer = runtime.predict("arrays", {"x": given})["y"]
+    np.testing.assert_allclose(answer, mlp_answer(mlp(6), batch(5)), rtol=1e-4)
+    np.testing.assert_array_equal(given, before)
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({}, "input 'x' is missing"),
+        ({"x": batch(1), "z": batch(1)}, "no input 'z'"),
+        ({"x": batch(1).astype(np.float64)}, "is float64, not float32"),
+        ({"x": batch(1)[0]}, "has 1 dimensions"),
+        ({"x": batch(1)[:, :31]}, "size 31 along axis 1, not 32"),
+        ({"x": "text"}, "cannot be read as f32"),
+        ({"x": [["a"] * 32]}, "cannot be read as f32"),
+        ({"x": np.array([[object()] * 32])}, "is string, not float32"),
+    ],
+)
+def test_feeds_that_do_not_fit(
+    runtime: whitebox.Runtime, feeds: dict[str, object], message: str
+) -> None:
+    runtime.register(mlp(6), "strict")
+    with pytest.raises(InvalidInput, match=message):
+        runtime.predict("strict", feeds)
+
+
+def test_lists_are_taken_as_onnxruntime_takes_them(runtime: whitebox.Runtime) -> None:
+    runtime.register(mlp(6), "lists")
+    answer = runtime.predict("lists", {"x": batch(2).tolist()})["y"]
+    np.testing.assert_allclose(answer, mlp_answer(mlp(6), batch(2)), rtol=1e-4)
+
+
+def test_names_that_are_not_allowed(runtime: whitebox.Runtime) -> None:
+    for name in ("../evil", "", "a/b", ".hidden", "naïve"):
+        with pytest.raises(InvalidName):
+            runtime.register(mlp(1), name)
+    with pytest.raises(InvalidName, match="give a name"):
+        runtime.register(mlp(1))
+
+
+def test_results_belong_to_the_caller(runtime: whitebox.Runtime) -> None:
+    runtime.register(mlp(6), "owned")
+    first = runtime.predict("owned", {"x": batch(3)})["y"]
+    kept = first.copy()
+    runtime.predict("owned", {"x": -batch(3)})
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_many_threads_get_their_own_answers(runtime: whitebox.Runtime) -> None:
+    runtime.register(mlp(7), "threads")
+    runtime.predict("threads", {"x": batch(2)})
+    failures: list[object] = []
+
+    def ask(seed: int) -> None:
+        x = np.random.default_rng(seed).standard_normal((2, 32)).astype(np.float32)
+        for _ in range(20):
+            queued = runtime.submit("threads", {"x": x})
+            direct = runtime.predict("threads", {"x": x})["y"]
+            for answer in (direct, queued.result(30)["y"]):
+                if not np.allclose(answer, mlp_answer(mlp(7), x), rtol=1e-3):
+                    failures.append(seed)
+
+    workers = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
+
+
+def test_session_has_the_face_of_onnxruntime(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    file = tmp_path / "mlp.onnx"
+    onnx.save(mlp(8), file)
+    ours = whitebox.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    theirs = onnxruntime.InferenceSession(str(file))
+    for face in (lambda s: s.get_inputs(), lambda s: s.get_outputs()):
+        assert [(a.name, a.type, a.shape) for a in face(ours)] == [
+            (a.name, a.type, a.shape) for a in face(theirs)
+        ]
+    np.testing.assert_allclose(
+        ours.run(["y"], {"x": batch(4)})[0], theirs.run(["y"], {"x": batch(4)})[0], rtol=1e-4
+    )
+    with pytest.raises(InvalidInput, match="no output 'nope'"):
+        ours.run(["nope"], {"x": batch(4)})
+    with pytest.raises(InvalidInput, match="precision"):
+        whitebox.InferenceSession(str(file), precision="f4")
+
+
+def test_explain_says_what_was_done_and_what_it_costs(runtime: whitebox.Runtime) -> None:
+    runtime.register(mlp(9), "explained")
+    found = runtime.explain("explained")
+    assert [report.name for report in found.passes] == [
+        "fold", "simplify", "layout", "fuse", "verify",
+    ]  # fmt: skip
+    assert any("MatMul+Add+Relu" in step.label for step in found.steps)
+    assert all(step.microseconds > 0 for step in found.steps)
+    assert found.stages == ((("explained",), len(found.steps)),)
+    assert "matmul_to_panels" in str(found)
+
+
+def test_outputs_that_are_inputs_constants_and_views() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        m (float[2, 3] x)
+            => (float[2, 3] same, float[6] flat, float[2] c, float[2, 3] a, float[6] b)
+        <float[2] w = {5, 6}, int64[1] shape = {-1}> {
+           same = Identity(x)
+           flat = Reshape(x, shape)
+           c = Identity(w)
+           a = Relu(x)
+           b = Reshape(a, shape)
+        }""")
+    session = whitebox.InferenceSession(model)
+    x = np.array([[1, -2, 3], [-4, 5, -6]], np.float32)
+    same, flat, c, a, b = session.run(None, {"x": x})
+    np.testing.assert_array_equal(same, x)
+    np.testing.assert_array_equal(flat, x.reshape(-1))
+    np.testing.assert_array_equal(c, [5, 6])
+    np.testing.assert_array_equal(a, np.maximum(x, 0))
+    np.testing.assert_array_equal(b, np.maximum(x, 0).reshape(-1))
+    a[...] = 7  # results share no memory with each other or the input
+    assert not np.any(b == 7) and not np.any(x == 7)
+
+
+def test_what_has_no_kernel_runs_on_the_host() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        m (float[4] x, string[2] s) => (float[4] y, string[2] t, float[4] e) {
+           e = Exp(x)
+           t = StringConcat(s, s)
+           y = Relu(x)
+        }""")
+    session = whitebox.InferenceSession(model)
+    x = np.array([-1, 0, 1, 2], np.float32)
+    y, t, e = session.run(None, {"x": x, "s": np.array(["a", "ß"], object)})
+    np.testing.assert_array_equal(y, np.maximum(x, 0))
+    assert t.tolist() == ["aa", "ßß"]
+    np.testing.assert_allclose(e, np.exp(x), rtol=1e-6)
+
+
+def test_shapes_that_depend_on_the_data() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        m (float[N] x) => (int64[1, M] y) {
+           y = NonZero(x)
+        }""")
+    session = whitebox.InferenceSession(model)
+    for values in ([0, 1, 2], [0, 0], [3]):
+        (y,) = session.run(None, {"x": np.array(values, np.float32)})
+        np.testing.assert_array_equal(y, [np.flatnonzero(values)])
+
+
+def test_memory_plan_never_overlaps_the_living() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        lifetimes = {}
+        for key in range(int(random.integers(1, 40))):
+            first = int(random.integers(0, 30))
+            last = first + int(random.integers(0, 10))
+            lifetimes[key] = Lifetime(int(random.integers(0, 5000)), first, last)
+        offsets, peak = plan_memory(lifetimes)
+        for a, la in lifetimes.items():
+            assert offsets[a] % ALIGNMENT == 0 and offsets[a] + la.nbytes <= peak
+            for b, lb in lifetimes.items():
+                if a < b and la.first <= lb.last and lb.first <= la.last:
+                    apart = (
+                        offsets[a] + la.nbytes <= offsets[b] or offsets[b] + lb.nbytes <= offsets[a]
+                    )
+                    assert apart or not la.nbytes or not lb.nbytes
+
+
+def test_memory_of_a_chain_is_two_buffers() -> None:
+    chain = {step: Lifetime(1000, step, step + 1) for step in range(20)}
+    assert plan_memory(chain)[1] == 2 * 1024
+
+
+def test_the_reference_is_what_the_kernels_compute(runtime: whitebox.Runtime) -> None:
+    from whitebox.ir import onnx_io
+
+    graph = onnx_io.load(mlp(10))
+    expected = onnx_schema.evaluate_graph(graph, [batch(3)])["y"]
+    session = whitebox.InferenceSession(mlp(10))
+    np.testing.assert_allclose(session.run(None, {"x": batch(3)})[0], expected, rtol=1e-4)
