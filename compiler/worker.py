@@ -106,7 +106,10 @@ def _tvm_compile(module: Any, target: Target) -> Any:
     """The module that holds the machine code."""
     import tvm
 
-    return tvm.compile(module, target=tvm_target(target)).mod
+    from whitebox.kernels.cpu.scratch import register_pipeline
+
+    pipeline = register_pipeline()
+    return tvm.compile(module, target=tvm_target(target), tir_pipeline=pipeline).mod
 
 
 def main() -> None:

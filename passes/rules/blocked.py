@@ -104,6 +104,7 @@ def _conv(node: Node, lanes: int) -> Node | None:
         "group": 1,
         "block": lanes,
         "data_layout": "NCHW" if few else "NCHWc",
+        "in_channels": x.tensor.dims[1],
     }
     inputs = [x if few else pack(x, lanes)]
     if depthwise:

@@ -1,0 +1,143 @@
+"""Which nodes can be compiled. Imports no TVM, so that the serving process can ask.
+
+What enters: a node. What leaves: None, or in a few words why it must run on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from whitebox.ir.graph import Node
+from whitebox.ir.ops import traits
+from whitebox.ir.types import TensorType, Type
+
+_DTYPES = frozenset(
+    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()
+)
+
+# Only by a template, in float32 and with one result.
+TEMPLATE_OPS = frozenset(
+    """
+    ConvTranspose whitebox.AveragePool whitebox.Conv whitebox.DepthwiseConv whitebox.MatMul
+    whitebox.MatMulTransposed whitebox.MaxPool
+    """.split()
+)
+
+OPS = frozenset(
+    """
+    Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization
+    BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil Celu Clip Concat
+    ConstantOfShape Conv ConvInteger Cos Cosh CumSum DepthToSpace DequantizeLinear Div
+    DynamicQuantizeLinear Elu Equal Erf Exp Expand EyeLike Flatten Floor GRU Gather GatherElements
+    GatherND Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GroupNormalization
+    HardSigmoid HardSwish InstanceNormalization IsInf IsNaN LRN LSTM LayerNormalization LeakyRelu
+    Less LessOrEqual Log LogSoftmax LpNormalization MatMul MatMulInteger Max MaxPool Mean
+    MeanVarianceNormalization Min Mish Mod Mul Neg Not OneHot Or PRelu Pad Pow QLinearConv
+    QLinearMatMul QuantizeLinear RMSNormalization RNN Reciprocal ReduceL1 ReduceL2 ReduceLogSum
+    ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu
+    Reshape Resize ReverseSequence Round ScatterElements ScatterND Selu Shrink Sigmoid Sign Sin
+    Sinh Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh
+    ThresholdedRelu Tile Transpose Trilu Unsqueeze Where Xor whitebox.Pack whitebox.Unpack
+    """.split()
+)
+
+
+def lowerable(node: Node) -> str | None:
+    """None when the node can be compiled, else the reason why not."""
+    if node.op not in OPS and node.op not in TEMPLATE_OPS:
+        return f"no lowering for {node.op}"
+    static = traits(node.op).static_inputs
+    for position, source in enumerate(node.inputs):
+        if source is None:
+            continue
+        if position in static:
+            if not source.is_constant:
+                return f"input {position} is not a constant"
+        elif (reason := _unsupported_type(source.types[0])) is not None:
+            return reason
+    for type in node.types:
+        reason = _unsupported_type(type)
+        if reason is not None:
+            return reason
+    check = _CHECKS.get(node.op)
+    return check(node) if check is not None else None
+
+
+def _unsupported_type(type: Type) -> str | None:
+    if not isinstance(type, TensorType):
+        return f"{type} is not a tensor"
+    if type.dtype not in _DTYPES:
+        return f"no kernels for {type.dtype}"
+    if not type.is_static:
+        return f"the shape {type} is not known"
+    if type.size == 0:
+        return f"{type} is empty"
+    if type.size >= 1 << 31:
+        return f"{type} has more elements than kernels index"
+    return None
+
+
+def _float32_only(node: Node) -> str | None:
+    tensors = [source.tensor for source in node.inputs if source is not None]
+    if any(type.dtype != "float32" for type in (node.tensor, *tensors)):
+        return f"{node.op} is compiled for float32 only"
+    if len(node.types) > 1:
+        return f"{node.op} with several results"
+    if node.attr("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return f"{node.op} with auto_pad"
+    return None
+
+
+def _pool(node: Node) -> str | None:
+    if len(node.types) > 1:
+        return f"{node.op} with indices"
+    if _float32_only(node) is not None and node.attr("ceil_mode", 0):
+        return f"{node.op} with ceil_mode is compiled for float32 only"
+    return None
+
+
+_ACTIVATIONS = {"GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh"), "RNN": ("Tanh",)}
+
+
+def _recurrent(node: Node) -> str | None:
+    usual = _ACTIVATIONS[node.op] * (2 if node.attr("direction") == "bidirectional" else 1)
+    if tuple(node.attr("activations") or usual) != usual:
+        return f"{node.op} with other activations"
+    if node.attr("clip") or node.attr("input_forget", 0) or node.attr("layout", 0):
+        return f"{node.op} with clip, input_forget or layout"
+    lengths, peepholes = ([*node.inputs, *[None] * 8][k] for k in (4, 7))
+    if lengths is not None or peepholes is not None:
+        return f"{node.op} with sequence lengths or peepholes"
+    if node.tensor.dtype != "float32":
+        return f"{node.op} is compiled for float32 only"
+    return None
+
+
+def _resize(node: Node) -> str | None:
+    if node.attr("antialias", 0):
+        return "Resize with antialiasing"
+    if node.attr("coordinate_transformation_mode", "half_pixel") in (
+        "tf_crop_and_resize",
+        "tf_half_pixel_for_nn",
+    ):
+        return "Resize of a region"
+    return None
+
+
+def _quantized(node: Node) -> str | None:
+    wide = ("int8", "uint8", "int16", "uint16")
+    return None if node.tensor.dtype in wide else f"{node.op} to {node.tensor.dtype}"
+
+
+def _inference_only(node: Node) -> str | None:
+    return f"{node.op} in training mode" if node.attr("training_mode", 0) else None
+
+
+_CHECKS: dict[str, Callable[[Node], str | None]] = {
+    **dict.fromkeys(TEMPLATE_OPS, _float32_only),
+    **dict.fromkeys(("AveragePool", "MaxPool"), _pool),
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), _recurrent),
+    "Resize": _resize,
+    "QuantizeLinear": _quantized,
+    "BatchNormalization": _inference_only,
+}

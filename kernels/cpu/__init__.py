@@ -1,0 +1,1 @@
+"""Templates for CPUs: TE expressions and their schedules."""

@@ -1,0 +1,96 @@
+"""Register tiles for direct convolutions: a cost model over the few tiles that fit the registers.
+
+In: the extents of a convolution and the vector width. Out: a `Tile`. It knows no TVM, so that a
+kernel's identity can be computed without a compiler.
+
+A tile holds `columns` output positions x `vectors` output-channel vectors in registers. One step of
+the reduction loads `vectors` weight vectors and broadcasts `columns` input scalars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# Two multiply-adds a cycle, each with a latency of four or five: the widest cores of today. A core
+# with one unit ranks tiles the same way, only it is less sensitive to weight traffic.
+_PER_CYCLE = 2
+_IN_FLIGHT = 10
+# Bytes of weights a core can stream per cycle when one channel tile's weights stay in its cache,
+# and when they do not.
+_CACHED_BYTES_PER_CYCLE = 24.0
+_UNCACHED_BYTES_PER_CYCLE = 10.0
+_CACHE_BYTES = 768 * 1024
+_COPY_CYCLES_PER_VECTOR = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """What one micro-kernel computes: `columns` positions of `vectors` channel vectors."""
+
+    columns: int
+    vectors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extents:
+    """The loop extents around and in the micro-kernel.
+
+    `rows` counts independent rows (batch included) of `columns` positions; `taps` is the length of
+    the reduction; `read_vectors` the size of the input in vectors. `copied`: the input is copied to
+    a padded buffer in any case. `overlapping`: neighbouring columns read the same input scalars one
+    step apart, and the compiler then keeps them in registers as well.
+    """
+
+    rows: int
+    columns: int
+    out_blocks: int
+    taps: int
+    read_vectors: int
+    copied: bool
+    overlapping: bool
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up."""
+    return -(-a // b)
+
+
+def register_tiles(lanes: int, overlapping: bool) -> Iterator[Tile]:
+    """All tiles whose accumulators and operands fit the vector registers."""
+    # With AVX-512 the broadcast folds into the multiply-add; without, it needs a register.
+    budget = 31 if lanes == 16 else 15
+    for vectors in range(1, 9):
+        for columns in range(1, budget):
+            operands = columns if overlapping else min(columns, vectors)
+            if columns * vectors + operands <= budget:
+                yield Tile(columns, vectors)
+
+
+def cycles(extents: Extents, tile: Tile, lanes: int, threads: int) -> float:
+    """Estimated time of the slowest thread."""
+    channel_tiles = ceil_div(extents.out_blocks, tile.vectors)
+    column_tiles = ceil_div(extents.columns, tile.columns)
+    held = tile.columns * tile.vectors
+    slab = tile.vectors * extents.taps * lanes * 4
+    rate = _CACHED_BYTES_PER_CYCLE if slab <= _CACHE_BYTES else _UNCACHED_BYTES_PER_CYCLE
+    streaming = tile.vectors * lanes * 4 / rate
+    # Loads beyond the multiply-adds cost little each, but break ties towards square tiles.
+    step = max(max(held, _IN_FLIGHT) / _PER_CYCLE, streaming) + 0.05 * (tile.columns + tile.vectors)
+    tested = extents.columns % tile.columns or extents.out_blocks % tile.vectors
+    per_tile = extents.taps * step + (10 if tested else 4) * held + 40
+    units = channel_tiles * extents.rows * column_tiles
+    copied = 0 if extents.copied or not extents.columns % tile.columns else extents.read_vectors
+    return ceil_div(units, threads) * per_tile + copied * _COPY_CYCLES_PER_VECTOR / threads
+
+
+def choose_tile(extents: Extents, lanes: int, threads: int, whole: bool = False) -> Tile:
+    """The tile with the least estimated time; the larger one where several tie.
+
+    With `whole`, only tiles whose columns divide the columns.
+    """
+    tiles = register_tiles(lanes, extents.overlapping)
+    return min(
+        (tile for tile in tiles if not (whole and extents.columns % tile.columns)),
+        key=lambda tile: (cycles(extents, tile, lanes, threads), -tile.columns * tile.vectors),
+    )

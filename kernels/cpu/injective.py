@@ -1,0 +1,147 @@
+"""Kernels in which every result element is a function of a few input elements.
+
+What enters: results (arrays to fill) and, for each, the function that gives an element. What
+leaves: TIR statements. Loops run over the results' own axes, cut and split until no division is
+left inside (`nest.refine`), neighbouring axes collapse where memory allows, the innermost is
+vectorised, the outermost is parallel where the work is worth a launch. A row that is no multiple of
+the vector length ends in a vector that overlaps the one before it: recomputing a few elements is
+cheaper than a scalar tail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tvm import tirx
+
+from whitebox.kernels.cpu.affine import Loop
+from whitebox.kernels.cpu.nest import (
+    Array,
+    Axes,
+    Element,
+    Scope,
+    bind_group,
+    collapse,
+    extent_of,
+    loop_over,
+    nest_groups,
+    new_var,
+    refine,
+    sequence,
+)
+
+# Element operations (about 0.1 ns each in a vector) from which a parallel launch (10 µs) pays.
+PARALLEL_WORK = 1 << 19
+
+# Rows that share the cache lines of a strided read.
+_STRIDED_TILE = 16
+
+
+def store(
+    results: Sequence[tuple[Array, Element]],
+    vector_bytes: int,
+    threads: int,
+    *,
+    in_place: bool = False,
+) -> list[Any]:
+    """Statements that fill arrays of one shared shape.
+
+    `in_place` says that elements are computed from what the results hold: each exactly once.
+    """
+    shape = results[0][0].shape
+
+    def build(axes: Axes, scope: Scope) -> list[Any]:
+        return [array.store(scope, axes, element(scope, axes)) for array, element in results]
+
+    def survey(axes: Axes) -> Scope:
+        scope = Scope()
+        build(axes, scope)
+        return scope
+
+    if 0 in shape:
+        return []
+    return [
+        _Box(partial(build, axes), in_place).emit(loops, scope, vector_bytes, threads)
+        for loops, axes, scope in refine(shape, survey)
+    ]
+
+
+@dataclass(frozen=True)
+class _Box:
+    """One box: `rebuild` makes its stores for the positions that the loops are bound to."""
+
+    rebuild: Callable[[Scope], list[Any]]
+    in_place: bool
+
+    def emit(self, loops: list[Loop], scope: Scope, vector_bytes: int, threads: int) -> Any:
+        """The loops of the box, outermost first in the order of the result's memory."""
+        for loop in loops:
+            loop.bind(tirx.const(0, "int32"))
+        groups = collapse(loops, scope.accesses)
+        if not groups:
+            single = Scope()
+            return single.loop(self.rebuild(single))
+        *outer, inner = groups
+        lanes = min(extent_of(inner), vector_bytes // scope.widest)
+        total = extent_of([loop for group in groups for loop in group])
+        parallel = threads > 1 and total * scope.work >= PARALLEL_WORK
+        if not outer:
+            return sequence(self._row(inner, lanes, "PARALLEL" if parallel else "SERIAL"))
+        tiled = _transposed(outer, inner, scope)
+        if tiled is None:
+            wrap = nest_groups(outer, parallel, threads)
+            return wrap(sequence(self._row(inner, lanes)))
+        # The tile's own loop goes inside of that over vectors; what remains of it stays outside.
+        whole = Loop(extent_of(tiled) // _STRIDED_TILE, "tile")
+        wrap = nest_groups([[whole] if g is tiled else g for g in outer], parallel, threads)
+        return wrap(sequence(self._row(inner, lanes, tile=(tiled, whole))))
+
+    def _row(
+        self,
+        group: list[Loop],
+        lanes: int,
+        kind: str = "SERIAL",
+        tile: tuple[list[Loop], Loop] | None = None,
+    ) -> list[Any]:
+        """One row: whole vectors, then one that overlaps them up to the end.
+
+        With a `tile`, that many rows: each vector is made for all of them before the next.
+        """
+        extent = extent_of(group)
+        count, tail = divmod(extent, lanes)
+        chunk = new_var("c")
+        start = chunk * tirx.const(lanes, "int32") if count > 1 else tirx.const(0, "int32")
+        body = self._vectors(group, start, lanes, tile)
+        statements = [loop_over(chunk, count, body, kind) if count > 1 else body]
+        if tail:
+            width = tail if self.in_place else lanes
+            last = tirx.const(extent - width, "int32")
+            statements.append(self._vectors(group, last, width, tile))
+        return statements
+
+    def _vectors(
+        self, group: list[Loop], start: Any, lanes: int, tile: tuple[list[Loop], Loop] | None
+    ) -> Any:
+        """The body at `lanes` positions from `start`, in each row of the tile."""
+        scope = Scope(new_var("v"), lanes) if lanes > 1 else Scope()
+        bind_group(group, start + scope.lane)
+        if tile is None:
+            return scope.loop(self.rebuild(scope))
+        rows, whole = tile
+        row = new_var("w")
+        bind_group(rows, whole.var * tirx.const(_STRIDED_TILE, "int32") + row)
+        return loop_over(row, _STRIDED_TILE, scope.loop(self.rebuild(scope)))
+
+
+def _transposed(outer: list[list[Loop]], inner: list[Loop], scope: Scope) -> list[Loop] | None:
+    """The group along which memory is read contiguously, where the innermost is read in strides."""
+    for group in outer:
+        if extent_of(group) % _STRIDED_TILE == 0 and any(
+            index.terms.get(group[-1], 0) == 1 and index.terms.get(inner[-1], 0) > 1
+            for index in scope.accesses
+        ):
+            return group
+    return None
