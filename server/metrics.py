@@ -1,0 +1,85 @@
+"""Prometheus metrics of one server, in a registry of their own.
+
+Enters: the outcome of each request, and the runtime's counters when somebody scrapes. Leaves: the
+text of `/metrics`. Never labels anything by what a client made up: names are of known models only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from whitebox.runtime.native import llvm_loaded as llvm_loaded
+
+_LATENCY_SECONDS = (
+    *(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
+    *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0),
+)
+UNKNOWN_MODEL = ""
+
+
+class Metrics:
+    """Counters that the server feeds, and gauges that are read when scraped."""
+
+    def __init__(self, stats: Callable[[], Mapping[str, Any]], models: Callable[[], int]) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "whitebox_requests", "Infer requests answered.", ["model"], registry=self.registry
+        )
+        self.failures = Counter(
+            "whitebox_request_failures",
+            "Infer requests that failed, by HTTP status; no model when it is not registered.",
+            ["model", "status"],
+            registry=self.registry,
+        )
+        self.latency = Histogram(
+            "whitebox_request_duration_seconds",
+            "From the last byte of an infer request to the first of its answer.",
+            ["model"],
+            buckets=_LATENCY_SECONDS,
+            registry=self.registry,
+        )
+        self.in_flight = Gauge(
+            "whitebox_requests_in_flight", "Infer requests being served.", registry=self.registry
+        )
+        self.registry.register(_RuntimeCollector(stats, models))
+
+    def record(self, model: str, status: int, seconds: float) -> None:
+        """Count an infer request that ended with an HTTP status."""
+        self.requests.labels(model).inc()
+        self.latency.labels(model).observe(seconds)
+        if status != 200:
+            self.failures.labels(model, str(status)).inc()
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The metrics and their content type, in the format that an Accept header asks for."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+
+class _RuntimeCollector(Collector):
+    def __init__(self, stats: Callable[[], Mapping[str, Any]], models: Callable[[], int]) -> None:
+        self._stats = stats
+        self._models = models
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("whitebox_models", "Registered models.", value=self._models())
+        compiled = CounterMetricFamily(
+            "whitebox_kernels_compiled", "Kernels compiled since the process began."
+        )
+        compiled.add_metric([], self._stats().get("kernels_compiled", 0))
+        yield compiled
+        yield GaugeMetricFamily(
+            "whitebox_llvm_loaded",
+            "1 when the LLVM code generator is in this process; serving needs none.",
+            value=int(llvm_loaded()),
+        )
+
+    def describe(self) -> list[Metric]:
+        # Registering must not run collect(): the runtime may still be loading.
+        return []
