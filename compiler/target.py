@@ -42,6 +42,11 @@ class Target:
     threads: int
 
     @property
+    def dot_product(self) -> bool:
+        """Whether there is an instruction for products of 8-bit integers (AVX-512 VNNI)."""
+        return self.mcpu in ("cascadelake", "cooperlake", "sapphirerapids")
+
+    @property
     def key(self) -> str:
         """Identity for kernel digests."""
         return f"{self.kind}-{self.arch}-{self.mcpu}-t{self.threads}"

@@ -48,9 +48,14 @@ def pass_name(function: Pass) -> str:
     return function.func.__name__ if isinstance(function, partial) else function.__name__
 
 
-def passes_for(lanes: int, unsupported: Callable[[Node], str | None]) -> tuple[Pass, ...]:
-    """PASSES with the target's options bound: its vector width, and what it cannot compile."""
-    bound = {layout: partial(layout, lanes=lanes), fuse: partial(fuse, unsupported=unsupported)}
+def passes_for(
+    lanes: int, dot_product: bool, unsupported: Callable[[Node], str | None]
+) -> tuple[Pass, ...]:
+    """PASSES with the target's options bound: its vectors, and what it cannot compile."""
+    bound = {
+        layout: partial(layout, lanes=lanes, dot_product=dot_product),
+        fuse: partial(fuse, unsupported=unsupported),
+    }
     return tuple(bound.get(each, each) for each in PASSES)
 
 

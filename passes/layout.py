@@ -15,11 +15,18 @@ from whitebox.ir.graph import Graph
 from whitebox.passes.rewrite import rewrite
 from whitebox.passes.rules.algebra import ALGEBRA
 from whitebox.passes.rules.blocked import blocked_rules, pack_is_reshape, pack_unpack
+from whitebox.passes.rules.integer import integer_rules
 from whitebox.passes.rules.transpose import merge_transposes
 
 
-def layout(graph: Graph, lanes: int = 16) -> Graph:
-    """Blocked layouts for vectors of `lanes` float32 elements."""
-    blocked = rewrite(graph, (*blocked_rules(lanes), *ALGEBRA, merge_transposes))
+def layout(graph: Graph, lanes: int = 16, dot_product: bool = False) -> Graph:
+    """Blocked layouts for vectors of `lanes` float32 elements.
+
+    `dot_product` says that the target has an instruction for products of 8-bit integers.
+    """
+    rules = blocked_rules(lanes)
+    if dot_product:
+        rules += integer_rules(lanes)
+    blocked = rewrite(graph, (*rules, *ALGEBRA, merge_transposes))
     # Only now: a Reshape would hide from the rules above that data is blocked.
     return rewrite(blocked, (pack_is_reshape, pack_unpack, *ALGEBRA))

@@ -18,6 +18,7 @@ from whitebox.ir.types import TensorType, numpy_dtype
 from whitebox.passes import PASSES, Pass, optimize, pass_name, recording
 from whitebox.passes.fold import fold
 from whitebox.passes.fuse import fuse
+from whitebox.passes.layout import layout
 from whitebox.passes.rewrite import rewrite, rule
 from whitebox.passes.verify import verify
 
@@ -211,3 +212,19 @@ def random_graph(draw: st.DrawFn) -> Graph:
 @given(random_graph())
 def test_optimized_random_dags_compute_the_same(graph: Graph) -> None:
     assert_same_values(graph, optimize(graph, (*PASSES[:3], functools.partial(fuse), verify)))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+@pytest.mark.parametrize("zero", [None, 0, 3])
+def test_integer_products_are_packed_exactly(dtype: type, zero: int | None) -> None:
+    random = np.random.default_rng(2)
+    a = input_node(0, TensorType("uint8", (5, 7)))
+    weight = constant(random.integers(0, 100, (7, 18)).astype(dtype))
+    zeros = (constant(np.array(9, np.uint8)), constant(np.array(zero or 0, dtype)))
+    node = ops.node("MatMulInteger", a, weight, *(zeros if zero is not None else ()))
+    graph = Graph([Model("m", (("a", a),), (("y", node),))])
+    packed = layout(graph, dot_product=True)
+    assert any(node.op == "whitebox.MatMulInteger" for node in packed.nodes)
+    values = random.integers(0, 255, (5, 7)).astype(np.uint8)
+    expected = onnx_schema.evaluate_graph(graph, [values])["y"]
+    np.testing.assert_array_equal(onnx_schema.evaluate_graph(packed, [values])["y"], expected)

@@ -102,11 +102,12 @@ def lower_anchored(body: Graph, target: Target, name: str, emit: Emit) -> tvm.IR
     made = Body(target)
     emit(body, known, made, anchor)
     operands = [
-        placeholders[source]
+        None
+        if source is None
+        else placeholders[source]
         if source in placeholders
         else _to_tensor(known[source][0], f"operand{position}")
         for position, source in enumerate(anchor.inputs)
-        if source is not None
     ]
     result = template.compute(*operands)
     known[anchor] = (_from_tensor(result, anchor.tensor.dtype, anchor.tensor.dims),)

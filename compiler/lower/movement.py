@@ -176,7 +176,9 @@ def _pad_constant(node: Node, source: Value, before: list[int], fill: Value | No
     dtype = node.tensor.dtype
 
     def outside(scope: Scope) -> Any:
-        return const(0, dtype) if fill is None else fill.broadcast(scope, ())
+        if fill is None:
+            return const(0, dtype)
+        return fill.at(scope, (Index({}),) * len(fill.shape))
 
     def element(scope: Scope, axes: Axes) -> Any:
         own = tuple(axis - start for axis, start in zip(axes, before, strict=True))

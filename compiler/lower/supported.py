@@ -15,11 +15,11 @@ _DTYPES = frozenset(
     "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()
 )
 
-# Only by a template, in float32 and with one result.
+# Only by a template, with one result; in float32, but for the products of integers.
 TEMPLATE_OPS = frozenset(
     """
     ConvTranspose whitebox.AveragePool whitebox.Conv whitebox.DepthwiseConv whitebox.MatMul
-    whitebox.MatMulTransposed whitebox.MaxPool
+    whitebox.MatMulInteger whitebox.MatMulTransposed whitebox.MaxPool
     """.split()
 )
 
@@ -134,7 +134,7 @@ def _inference_only(node: Node) -> str | None:
 
 
 _CHECKS: dict[str, Callable[[Node], str | None]] = {
-    **dict.fromkeys(TEMPLATE_OPS, _float32_only),
+    **dict.fromkeys(TEMPLATE_OPS - {"whitebox.MatMulInteger"}, _float32_only),
     **dict.fromkeys(("AveragePool", "MaxPool"), _pool),
     **dict.fromkeys(("GRU", "LSTM", "RNN"), _recurrent),
     "Resize": _resize,

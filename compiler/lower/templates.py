@@ -16,12 +16,23 @@ from whitebox.kernels.cpu.conv_plain import PlainConv
 from whitebox.kernels.cpu.conv_transpose import PlainConvTranspose
 from whitebox.kernels.cpu.depthwise import DepthwiseConv2d
 from whitebox.kernels.cpu.gemm import BatchMatMul, Gemm, MatMul
+from whitebox.kernels.cpu.gemm_integer import IntegerMatMul
 from whitebox.kernels.cpu.norm import Normalization
 from whitebox.kernels.cpu.pool import BlockedPool, PlainPool
 from whitebox.kernels.cpu.softmax import Softmax
 
 Make = Callable[[Node, Target], Any]
 TEMPLATES: dict[str, Make] = {}
+
+
+def _integer_template(*ops: str) -> Callable[[Make], Make]:
+    """Register a maker for nodes on 8-bit integers."""
+
+    def register(make: Make) -> Make:
+        TEMPLATES.update(dict.fromkeys(ops, make))
+        return make
+
+    return register
 
 
 def _template(*ops: str) -> Callable[[Make], Make]:
@@ -38,6 +49,16 @@ def _template(*ops: str) -> Callable[[Make], Make]:
         return make
 
     return register
+
+
+@_integer_template("whitebox.MatMulInteger")
+def _integer_matmul(node: Node, target: Target) -> Any:
+    a = node.inputs[0]
+    assert a is not None
+    return IntegerMatMul.default(
+        a.tensor.dims, node.attr("n"), node.attr("nt"), target.threads,
+        signed=a.tensor.dtype == "int8",
+    )  # fmt: skip
 
 
 def _dims(node: Node, position: int) -> tuple[int, ...]:

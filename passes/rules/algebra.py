@@ -73,7 +73,7 @@ def div_constant(node: Node) -> Node | None:
 
 @rule("Pow")
 def pow_small(node: Node) -> Node | None:
-    """x² = x · x;  x¹ = x;  x^½ = √x"""
+    """x² = x · x;  x³ = x · x · x;  x¹ = x;  x^½ = √x"""
     base, exponent = node.inputs
     if base is None or not isinstance(node.type, TensorType) or node.type.dtype not in _FLOATS:
         return None
@@ -82,6 +82,8 @@ def pow_small(node: Node) -> Node | None:
     match scalar(exponent):
         case 2.0:
             return ops.node("Mul", base, base)
+        case 3.0:
+            return ops.node("Mul", ops.node("Mul", base, base), base)
         case 1.0:
             return base
         case 0.5:

@@ -67,7 +67,7 @@ def _known(node: Node | None) -> bool:
     return node is not None and node.is_constant_expression
 
 
-def _pad_to(node: Node, sizes: tuple[int, ...]) -> Node:
+def pad_to(node: Node, sizes: tuple[int, ...]) -> Node:
     """A known tensor with zeros appended up to `sizes`."""
     grow = [size - dim for size, dim in zip(sizes, node.tensor.dims, strict=True)]
     if not any(grow):
@@ -78,7 +78,7 @@ def _pad_to(node: Node, sizes: tuple[int, ...]) -> Node:
 def pack_vector(vector: Node, lanes: int) -> Node:
     """A known [C] as [⌈C/c⌉, 1, 1, c], to broadcast against NCHWc."""
     blocks = -(-vector.tensor.dims[0] // lanes)
-    return reshape(_pad_to(vector, (blocks * lanes,)), (blocks, 1, 1, lanes))
+    return reshape(pad_to(vector, (blocks * lanes,)), (blocks, 1, 1, lanes))
 
 
 def _conv(node: Node, lanes: int) -> Node | None:
@@ -122,11 +122,11 @@ def _pack_conv_weight(weight: Node, lanes: int, few: bool) -> Node:
     oc, ic, kh, kw = weight.tensor.dims
     outer = -(-oc // lanes)
     if few:
-        padded = _pad_to(weight, (outer * lanes, ic, kh, kw))
+        padded = pad_to(weight, (outer * lanes, ic, kh, kw))
         split = reshape(padded, (outer, lanes, ic, kh, kw))
         return ops.node("Transpose", split, perm=(0, 2, 3, 4, 1))
     inner = -(-ic // lanes)
-    padded = _pad_to(weight, (outer * lanes, inner * lanes, kh, kw))
+    padded = pad_to(weight, (outer * lanes, inner * lanes, kh, kw))
     split = reshape(padded, (outer, lanes, inner, lanes, kh, kw))
     return ops.node("Transpose", split, perm=(0, 2, 4, 5, 3, 1))
 
@@ -135,7 +135,7 @@ def _pack_depthwise_weight(weight: Node, lanes: int) -> Node:
     """[C, 1, H, W] → [C/c, H, W, c]."""
     channels, _, kh, kw = weight.tensor.dims
     outer = -(-channels // lanes)
-    padded = _pad_to(weight, (outer * lanes, 1, kh, kw))
+    padded = pad_to(weight, (outer * lanes, 1, kh, kw))
     return ops.node("Transpose", reshape(padded, (outer, lanes, kh, kw)), perm=(0, 2, 3, 1))
 
 
@@ -155,7 +155,7 @@ def _matmul(node: Node, lanes: int) -> Node | None:
     k, n = weight.tensor.dims
     width = panel_width(n, lanes)
     panels = -(-n // width)
-    split = reshape(_pad_to(weight, (k, panels * width)), (k, panels, width))
+    split = reshape(pad_to(weight, (k, panels * width)), (k, panels, width))
     packed = ops.node("Transpose", split, perm=(1, 0, 2))
     return ops.node("whitebox.MatMul", a, packed, n=n, nt=width)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from graphlib import CycleError, TopologicalSorter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,7 +17,8 @@ import onnx
 from whitebox.errors import InvalidModel, UnsupportedOperator
 from whitebox.ir import onnx_schema, ops
 from whitebox.ir.graph import INPUT, Graph, Model, Node, Tensor, constant, input_node, output
-from whitebox.ir.onnx_proto import plain_attribute, type_of_proto
+from whitebox.ir.onnx_proto import kind_of, plain_attribute, text, type_of_proto
+from whitebox.ir.onnx_scope import Scope, in_order, label
 from whitebox.ir.onnx_tensors import TensorReader
 from whitebox.ir.onnx_upgrade import upgrade
 from whitebox.ir.shapes.control import BODY, formal_types
@@ -29,48 +29,6 @@ FunctionKey: TypeAlias = "tuple[str, str, str]"  # domain, name, overload
 Signature: TypeAlias = "list[tuple[str, Node]]"
 
 _OWN_DOMAIN = "whitebox"
-
-
-@dataclass
-class Scope:
-    """The names visible in one graph. A body's scope turns what it reads outside into inputs.
-
-    `captures` maps an outside name to the body's input for it; the branches of an If share it.
-    `opsets` and `attrs` are those in force: a function brings its own, its bodies inherit them.
-    """
-
-    opsets: Mapping[str, int]
-    attrs: Mapping[str, onnx.AttributeProto] = field(default_factory=dict)
-    parent: Scope | None = None
-    captures: dict[str, Node] = field(default_factory=dict)
-    n_formal: int = 0
-    values: dict[str, Node | None] = field(default_factory=dict)
-
-    def __contains__(self, name: str) -> bool:
-        outside = self.parent is not None and name in self.parent
-        return name in self.values or outside
-
-    def find(self, name: str) -> Node | None:
-        """The node that a name means here; None for an input that a function was not given."""
-        if name in self.values:
-            return self.values[name]
-        if name in self.captures:
-            return self.captures[name]
-        if self.parent is None or name not in self.parent:
-            raise InvalidModel(f"reads {name!r}, which nothing produces; correct the model")
-        outside = self.parent.find(name)
-        if outside is None or outside.is_constant:
-            # A constant needs no input: the body can hold it.
-            return outside
-        position = self.n_formal + len(self.captures)
-        self.captures[name] = input_node(position, outside.types[0])
-        return self.captures[name]
-
-    def define(self, name: str, node: Node | None) -> None:
-        """Give a value its name, which must be new in this graph."""
-        if name in self.values:
-            raise InvalidModel(f"the name {name!r} is defined twice; correct the model")
-        self.values[name] = node
 
 
 @dataclass
@@ -122,28 +80,28 @@ class Importer:
                 raise InvalidModel(f"input {info.name!r}: {error}") from error
             node = input_node(len(inputs), type)
             scope.define(info.name, node)
-            inputs.append((info.name, node))
+            inputs.append((text(info.name), node))
         return inputs
 
     def _fill(self, proto: onnx.GraphProto, scope: Scope) -> Signature:
         """Define the results of every node; gives the graph's outputs."""
-        for node in _in_order(proto.node, scope):
+        for node in in_order(proto.node, scope):
             try:
                 results = self._results(node, scope)
             except InvalidModel as error:
-                raise type(error)(f"node {_label(node)}: {error}") from error
+                raise type(error)(f"node {label(node)}: {error}") from error
             for name, result in zip(node.output, results, strict=False):
                 if not name:
                     continue
                 scope.define(name, result)
                 if result is not None and not result.is_constant and result.op != INPUT:
-                    self.names.setdefault(result, node.name or name)
+                    self.names.setdefault(result, text(node.name or name))
         outputs: Signature = []
         for info in proto.output:
             found = scope.find(info.name) if info.name in scope else None
             if found is None:
                 raise InvalidModel(f"nothing produces the output {info.name!r}; correct the model")
-            outputs.append((info.name, found))
+            outputs.append((text(info.name), found))
         return outputs
 
     def _results(self, proto: onnx.NodeProto, scope: Scope) -> Sequence[Node | None]:
@@ -151,8 +109,8 @@ class Importer:
         key = (proto.domain, proto.op_type, proto.overload)
         if key in self.functions:
             return self._call(key, proto, inputs, scope)
-        domain = "" if proto.domain == "ai.onnx" else proto.domain
-        op = onnx_schema.join_op(domain, proto.op_type)
+        domain = "" if proto.domain == "ai.onnx" else text(proto.domain)
+        op = onnx_schema.join_op(domain, text(proto.op_type))
         n_outputs = len(proto.output)
         while n_outputs > 1 and not proto.output[n_outputs - 1]:
             n_outputs -= 1
@@ -163,7 +121,12 @@ class Importer:
             return [output(node, index) for index in range(n_outputs)]
         opset = scope.opsets.get(domain, 0)
         if not opset or onnx_schema.form(op, opset) is None:
-            raise _unsupported(domain, proto.op_type, scope)
+            raise _unsupported(domain, text(proto.op_type), scope)
+        _check_attributes(op, opset, attributes)
+        if op == "Scan" and opset < 9:
+            raise UnsupportedOperator(
+                "Scan of opset 8 scans batches; export the model in opset 9 or newer"
+            )
         if op == "Constant":
             return (constant(self._constant(attributes)),)
         attrs = self._attributes(op, attributes, inputs, scope)
@@ -190,7 +153,10 @@ class Importer:
             else:
                 plain[proto.name] = plain_attribute(proto)
         if bodies and op not in BODY:
-            raise InvalidModel(f"attribute {next(iter(bodies))!r} cannot be a graph")
+            raise UnsupportedOperator(
+                f"{op} with a graph as {next(iter(bodies))!r} is not supported; "
+                "export the model with standard ONNX operators"
+            )
         if bodies:
             captured = self._bodies(op, bodies, plain, inputs, scope)
             inputs += captured
@@ -208,7 +174,9 @@ class Importer:
     ) -> list[Node | None]:
         """Read the bodies of one node into `attrs`; gives the outside nodes that they capture."""
         try:
-            types = formal_types(op, [n and n.types[0] for n in inputs], attrs)
+            types = formal_types(
+                op, [None if node is None else node.types[0] for node in inputs], attrs
+            )
         except Misfit as misfit:
             raise InvalidModel(f"{misfit}; correct the model") from misfit
         captures: dict[str, Node] = {}
@@ -254,7 +222,9 @@ class Importer:
             self._calls.pop()
 
     def _constant(self, attributes: Sequence[onnx.AttributeProto]) -> Tensor:
-        (attribute,) = attributes
+        if len(attributes) != 1:
+            raise InvalidModel("needs exactly one attribute; correct the model")
+        attribute = attributes[0]
         match attribute.name:
             case "value":
                 return self.reader.tensors([attribute.t])[0]
@@ -285,10 +255,19 @@ def _canonical_opsets(opsets: Mapping[str, int]) -> dict[str, int]:
     return {"" if domain == "ai.onnx" else domain: opsets[domain] for domain in opsets}
 
 
-def _label(proto: onnx.NodeProto) -> str:
-    name = proto.name or next(iter(proto.output), "")
-    operator = f"{proto.domain}.{proto.op_type}" if proto.domain else proto.op_type
-    return f"{name!r} ({operator})"
+def _check_attributes(op: str, opset: int, attributes: Sequence[onnx.AttributeProto]) -> None:
+    """Refuse attributes that the operator's form in this opset does not have, or lacks."""
+    form = onnx_schema.form(op, opset)
+    assert form is not None
+    given = {attribute.name: kind_of(attribute) for attribute in attributes}
+    for name, kind in given.items():
+        expected = form.kinds.get(name)
+        if expected != kind:
+            what = f"must be {expected}, not {kind}" if expected else "is not known"
+            raise InvalidModel(f"attribute {name!r} {what}; correct the model")
+    for name in form.required:
+        if name not in given:
+            raise InvalidModel(f"lacks the attribute {name!r}; correct the model")
 
 
 def _unsupported(domain: str, name: str, scope: Scope) -> UnsupportedOperator:
@@ -314,30 +293,3 @@ def _substituted(
             replaced.CopyFrom(scope.attrs[attribute.ref_attr_name])
             replaced.name = attribute.name
             yield replaced
-
-
-def _in_order(nodes: Sequence[onnx.NodeProto], scope: Scope) -> Sequence[onnx.NodeProto]:
-    """The nodes such that each comes after those it reads. ONNX asks for it; not all files do it."""
-    producer = {name: index for index, node in enumerate(nodes) for name in node.output if name}
-    needs = [
-        {producer[name] for name in _reads(node) if name in producer and name not in scope.values}
-        for node in nodes
-    ]
-    if all(max(need, default=-1) < index for index, need in enumerate(needs)):
-        return nodes
-    try:
-        order = TopologicalSorter(dict(enumerate(needs))).static_order()
-        return [nodes[index] for index in order]
-    except CycleError as error:
-        around = " → ".join(_label(nodes[index]) for index in error.args[1][:8])
-        raise InvalidModel(f"the graph has a cycle: {around}; correct the model") from error
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """The names that a node reads, those in its bodies included."""
-    yield from node.input
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            for inner in attribute.g.node:
-                yield from _reads(inner)
-            yield from (info.name for info in attribute.g.output)

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from whitebox.errors import InvalidModel
 from whitebox.ir import onnx_schema
 from whitebox.ir.graph import Graph
 from whitebox.ir.onnx_import import Importer
+from whitebox.ir.onnx_proto import text
 from whitebox.ir.onnx_tensors import TensorReader
 
-__all__ = ["load"]
+__all__ = ["dump", "load"]
+
+_MESSAGE_LENGTH = 600
 
 
 def load(source: str | Path | bytes | onnx.ModelProto, name: str | None = None) -> Graph:
@@ -43,7 +47,7 @@ def load(source: str | Path | bytes | onnx.ModelProto, name: str | None = None) 
         )
         graph = importer.graph(name or default_name(path), proto.graph, opsets)
     except InvalidModel as error:
-        raise type(error)(f"{label}: {error}") from error
+        raise type(error)(_one_line(f"{label}: {error}")) from error
     model = replace(graph.model, metadata=_metadata(proto, opsets))
     return Graph([model], graph.names)
 
@@ -107,10 +111,24 @@ def _checked_opsets(proto: onnx.ModelProto) -> dict[str, int]:
     return opsets
 
 
+def _one_line(message: str) -> str:
+    """A message fit for a terminal, whatever names the file puts into it."""
+    printable = "".join(char if char.isprintable() else " " for char in message)
+    return textwrap.shorten(printable, _MESSAGE_LENGTH, placeholder=" …")
+
+
 def _metadata(proto: onnx.ModelProto, opsets: Mapping[str, int]) -> dict[str, str]:
     """What the file says about itself."""
-    about = {entry.key: entry.value for entry in proto.metadata_props}
-    about["producer"] = f"{proto.producer_name} {proto.producer_version}".strip()
+    about = {text(entry.key): text(entry.value) for entry in proto.metadata_props}
+    about["producer"] = f"{text(proto.producer_name)} {text(proto.producer_version)}".strip()
     about["opset"] = ", ".join(f"{d or 'ai.onnx'} {v}" for d, v in sorted(opsets.items()))
-    about["doc"] = proto.doc_string or proto.graph.doc_string
+    about["doc"] = text(proto.doc_string or proto.graph.doc_string)
     return {key: value for key, value in about.items() if value}
+
+
+def dump(graph: Graph) -> onnx.ModelProto:
+    """The only model of `graph` as an ONNX model in standard operators, for other tools."""
+    # Imported here: only `whitebox opt` writes models, and graphsurgeon is slow to import.
+    from whitebox.ir.onnx_export import dump
+
+    return dump(graph)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import onnx
@@ -23,9 +24,17 @@ from whitebox.ir.types import (
 Kind: TypeAlias = str  # "INT", "FLOATS", "GRAPH", …: an attribute's type as ONNX names it
 
 
+def kind_of(attribute: onnx.AttributeProto) -> Kind:
+    """The name of an attribute's type."""
+    try:
+        return str(onnx.AttributeProto.AttributeType.Name(attribute.type))
+    except ValueError:
+        raise InvalidModel(f"attribute {attribute.name!r} has no known type") from None
+
+
 def plain_attribute(attribute: onnx.AttributeProto) -> Any:
     """An attribute's value in plain Python. Graphs are the business of `onnx_io`."""
-    kind = onnx.AttributeProto.AttributeType.Name(attribute.type)
+    kind = kind_of(attribute)
     match kind:
         case "FLOAT" | "INT":
             return attribute.f if kind == "FLOAT" else attribute.i
@@ -48,6 +57,11 @@ def plain_attribute(attribute: onnx.AttributeProto) -> Any:
     raise InvalidModel(f"attribute {attribute.name!r} is a {kind}, which has no plain value")
 
 
+def text(value: str | bytes) -> str:
+    """A string field. protobuf hands out bytes where a damaged file holds no UTF-8."""
+    return value if isinstance(value, str) else value.decode(errors="replace")
+
+
 def _text(raw: bytes) -> str | bytes:
     try:
         return raw.decode()
@@ -55,7 +69,7 @@ def _text(raw: bytes) -> str | bytes:
         return raw
 
 
-def proto_of_attribute(name: str, value: Any, kind: Kind | None) -> onnx.AttributeProto:
+def proto_of_attribute(name: str, value: Any, kind: Kind) -> onnx.AttributeProto:
     """An attribute as protobuf; `kind` decides where the value alone would not (empty lists)."""
     if isinstance(value, Tensor):
         value = onnx.numpy_helper.from_array(value.array)
@@ -63,8 +77,7 @@ def proto_of_attribute(name: str, value: Any, kind: Kind | None) -> onnx.Attribu
         value = proto_of_type(value)
     elif isinstance(value, tuple) and value and isinstance(value[0], Tensor):
         value = [onnx.numpy_helper.from_array(tensor.array) for tensor in value]
-    type = getattr(onnx.AttributeProto, kind) if kind is not None else None
-    return onnx.helper.make_attribute(name, value, attr_type=type)
+    return onnx.helper.make_attribute(name, value, attr_type=getattr(onnx.AttributeProto, kind))
 
 
 def type_of_proto(proto: onnx.TypeProto) -> Type:
@@ -98,7 +111,9 @@ def _dim_of_proto(dim: onnx.TensorShapeProto.Dimension) -> Dim:
     if dim.HasField("dim_value"):
         # Some exporters write -1 for a free dimension.
         return dim.dim_value if dim.dim_value >= 0 else None
-    return dim.dim_param or None
+    name = text(dim.dim_param)
+    # Some exporters write "?" for every free dimension, equal or not.
+    return None if name in ("", "?") else name
 
 
 def proto_of_type(type: Type) -> onnx.TypeProto:
@@ -112,3 +127,20 @@ def proto_of_type(type: Type) -> onnx.TypeProto:
             return onnx.helper.make_optional_type_proto(proto_of_type(element))
         case MapType(key, value):
             return onnx.helper.make_map_type_proto(ONNX_DTYPES.index(key), proto_of_type(value))
+
+
+def proto_of_call(
+    op: str,
+    attrs: Mapping[str, Any],
+    kinds: Mapping[str, Kind],
+    inputs: Sequence[str],
+    n_outputs: int,
+) -> onnx.NodeProto:
+    """One application of an operator; attributes that `kinds` does not know are our own."""
+    domain, _, name = op.rpartition(".")
+    proto = onnx.NodeProto(op_type=name, domain=domain, input=inputs)
+    proto.output.extend(f"y{index}" for index in range(n_outputs))
+    for key, value in attrs.items():
+        if key in kinds:
+            proto.attribute.append(proto_of_attribute(key, value, kinds[key]))
+    return proto

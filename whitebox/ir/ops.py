@@ -6,12 +6,13 @@ anything, and a node never changes: `rebuild` gives the same operator on other i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 from whitebox.errors import InvalidModel, UnsupportedOperator
-from whitebox.ir import onnx_schema
+from whitebox.ir import onnx_inference, onnx_schema
 from whitebox.ir.graph import CONSTANT, INPUT, OUTPUT, WEIGHT, Node, output
 from whitebox.ir.onnx_schema import Form
 from whitebox.ir.shapes import RULES, Call, Misfit
@@ -127,7 +128,7 @@ def make(
         since, complete = form.since, _checked(form, given, attrs, outputs)
     try:
         complete = _resolved(op, given, complete)
-    except Misfit as misfit:
+    except _MISFITS as misfit:
         raise _invalid(op, given, misfit) from misfit
     types = infer(op, since, given, complete, outputs)
     return Node.make(op, given, complete, types, since)
@@ -158,8 +159,8 @@ def infer(
     try:
         found = rule(call) if rule is not None else None
         if found is None:
-            found = onnx_schema.infer(call)
-    except Misfit as misfit:
+            found = onnx_inference.infer(call)
+    except _MISFITS as misfit:
         raise _invalid(op, call.inputs, misfit) from misfit
     types = found if isinstance(found, tuple) else (found,)
     if len(types) < n_outputs:
@@ -167,9 +168,14 @@ def infer(
     return types[:n_outputs]
 
 
-def _invalid(op: str, inputs: Sequence[Node | None], misfit: Misfit) -> InvalidModel:
+# What a rule raises; beside Misfit, what it trips over when attributes make no sense at all.
+_MISFITS = (Misfit, ArithmeticError, LookupError, TypeError, ValueError)
+
+
+def _invalid(op: str, inputs: Sequence[Node | None], misfit: Exception) -> InvalidModel:
     given = ", ".join("-" if node is None else str(node.types[0]) for node in inputs)
-    return InvalidModel(f"{op}({given}): {misfit}; correct the model or export it again")
+    reason = str(misfit) if isinstance(misfit, Misfit) else f"attributes make no sense ({misfit!r})"
+    return InvalidModel(f"{op}({given}): {reason}; correct the model or export it again")
 
 
 def _form(op: str, version: int) -> Form:
@@ -194,24 +200,42 @@ def _checked(
         )
     if outputs > form.max_outputs:
         raise InvalidModel(f"{form.name} has no {outputs} results; correct the model")
-    complete = {**form.defaults, **attrs}
+    complete = dict(form.defaults)
     for name, value in attrs.items():
         kind = form.kinds.get(name)
-        if kind == "FLOAT":
-            complete[name] = float(value)
-        elif kind is None and name not in (N_CAPTURED, DRAW):
+        if kind is None and name not in (N_CAPTURED, DRAW):
             raise InvalidModel(f"{form.name} has no attribute {name!r}; correct the model")
-        elif isinstance(value, list):
-            complete[name] = tuple(value)
+        convert = _CONVERSIONS.get(kind or "")
+        try:
+            complete[name] = value if convert is None else convert(value)
+        except (TypeError, ValueError) as error:
+            raise InvalidModel(
+                f"attribute {name!r} of {form.name} must be {kind}, not {value!r}; correct the model"
+            ) from error
     for name in form.required:
         if name not in complete:
             raise InvalidModel(f"{form.name} needs the attribute {name!r}; correct the model")
     return complete
 
 
-def _resolved(
-    op: str, inputs: tuple[Node | None, ...], attrs: dict[str, Any]
-) -> dict[str, Any]:
+def _text(value: Any) -> str | bytes:
+    if not isinstance(value, (str, bytes)):
+        raise TypeError
+    return value
+
+
+# One spelling for equal values, whoever made the node: 1 and 1.0 are the same FLOAT.
+_CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {
+    "INT": index,
+    "FLOAT": float,
+    "STRING": _text,
+    "INTS": lambda values: tuple(map(index, values)),
+    "FLOATS": lambda values: tuple(map(float, values)),
+    "STRINGS": lambda values: tuple(map(_text, values)),
+}
+
+
+def _resolved(op: str, inputs: tuple[Node | None, ...], attrs: dict[str, Any]) -> dict[str, Any]:
     """Attributes in one spelling: axes from the front, windows written out, bodies typed."""
     if op in BODY:
         return retype(op, inputs, attrs, rebuild)

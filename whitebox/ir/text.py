@@ -18,7 +18,17 @@ import onnx.parser
 
 from whitebox.errors import InvalidModel
 from whitebox.ir import onnx_schema
-from whitebox.ir.graph import CONSTANT, INPUT, OUTPUT, WEIGHT, Graph, Model, Node, Tensor, topological
+from whitebox.ir.graph import (
+    CONSTANT,
+    INPUT,
+    OUTPUT,
+    WEIGHT,
+    Graph,
+    Model,
+    Node,
+    Tensor,
+    topological,
+)
 from whitebox.ir.onnx_import import Importer
 from whitebox.ir.onnx_tensors import TensorReader
 
@@ -64,7 +74,7 @@ def _labels(nodes: list[Node]) -> dict[Node, str]:
             labels[node] = f"%w{constants}"
             constants += 1
         elif node.op == OUTPUT:
-            labels[node] = f"{labels[node.inputs[0]]}.{node.attrs['index']}"  # type: ignore[index]
+            labels[node] = f"{labels[node.inputs[0]]}.{node.attr('index')}"  # type: ignore[index]
         else:
             labels[node] = f"%{computed}"
             computed += 1

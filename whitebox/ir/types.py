@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import ml_dtypes
@@ -15,14 +16,13 @@ import numpy as np
 
 Dim: TypeAlias = int | str | None
 
+_PLAIN = (
+    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 "
+    "float16 float32 float64 complex64 complex128"
+).split()
+
 _NUMPY: dict[str, np.dtype] = {
-    **{
-        name: np.dtype(name)
-        for name in (
-            "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 "
-            "float16 float32 float64 complex64 complex128"
-        ).split()
-    },
+    **{name: np.dtype(name) for name in _PLAIN},
     "string": np.dtype(object),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float8e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
@@ -42,7 +42,7 @@ _NAMES = {dtype: name for name, dtype in _NUMPY.items()}
 
 DTYPES: tuple[str, ...] = tuple(_NUMPY)
 
-# Dtypes by their number in ONNX (TensorProto.DataType), as attributes such as Cast's `to` hold them.
+# Dtypes by their number in ONNX (TensorProto.DataType), as attributes such as Cast's `to` have it.
 ONNX_DTYPES: tuple[str, ...] = tuple(
     (
         "undefined float32 uint8 int8 uint16 int16 int32 int64 string bool float16 float64 uint32 "
@@ -66,7 +66,7 @@ def dtype_name(dtype: np.dtype) -> str:
 
 
 def short_dtype(name: str) -> str:
-    """"float32" → "f32", "int64" → "i64": for printing."""
+    """ "float32" → "f32", "int64" → "i64": for printing."""
     stem = name.rstrip("0123456789")
     return _SHORT[stem] + name[len(stem) :] if stem in _SHORT and stem != name else name
 
@@ -108,10 +108,16 @@ class TensorType:
         return self.size * numpy_dtype(self.dtype).itemsize
 
     def __str__(self) -> str:
-        if self.shape is None:
-            return f"{short_dtype(self.dtype)}[…]"
-        dims = ",".join("?" if dim is None else str(dim) for dim in self.shape)
-        return f"{short_dtype(self.dtype)}[{dims}]"
+        return _spelled(self)
+
+
+@lru_cache(maxsize=4096)
+def _spelled(type: TensorType) -> str:
+    # Cached because every node's digest spells its types, and few types differ.
+    if type.shape is None:
+        return f"{short_dtype(type.dtype)}[…]"
+    dims = ",".join("?" if dim is None else str(dim) for dim in type.shape)
+    return f"{short_dtype(type.dtype)}[{dims}]"
 
 
 @dataclass(frozen=True, slots=True)

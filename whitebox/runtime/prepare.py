@@ -100,7 +100,7 @@ class Preparer:
         self, structure: Graph, shapes: Shapes, reports: list[PassReport] | None = None
     ) -> Graph:
         """The fused graph at these shapes."""
-        passes = passes_for(self.target.lanes, lowerable)
+        passes = passes_for(self.target.lanes, self.target.dot_product, lowerable)
         return optimize(specialize(structure, dict(shapes)), passes, reports)
 
     def load(

@@ -36,10 +36,10 @@ def _plain_weight(weight: np.ndarray) -> np.ndarray:
 @means("whitebox.Conv")
 def _conv(node: Node, values: Values) -> Any:
     x, weight, bias = (*values, None)[:3]
-    data = from_blocked(x) if node.attrs["data_layout"] == "NCHWc" else x
+    data = from_blocked(x) if node.attr("data_layout") == "NCHWc" else x
     flat = None if bias is None else bias.reshape(-1)
     plain = convolve(data, _plain_weight(weight), flat, {**node.attrs, "group": 1})
-    return to_blocked(plain, node.attrs["block"])  # type: ignore[arg-type]
+    return to_blocked(plain, node.attr("block"))
 
 
 @means("whitebox.DepthwiseConv")
@@ -56,7 +56,7 @@ def _depthwise_conv(node: Node, values: Values) -> Any:
 def _pool(node: Node, values: Values) -> Any:
     op = node.op.removeprefix("whitebox.")
     plain = pool(op, from_blocked(values[0]), node.attrs)
-    return to_blocked(plain, node.attrs["block"])  # type: ignore[arg-type]
+    return to_blocked(plain, node.attr("block"))
 
 
 @means("whitebox.MatMul")
@@ -64,19 +64,29 @@ def _matmul(node: Node, values: Values) -> Any:
     a, weight = values[:2]
     tiles, k, tile = weight.shape
     columns = weight.transpose(1, 0, 2).reshape(k, tiles * tile)
-    return a @ columns[:, : node.attrs["n"]]
+    return a @ columns[:, : node.attr("n")]
 
 
 @means("whitebox.Pack")
 def _pack(node: Node, values: Values) -> Any:
-    return to_blocked(values[0], node.attrs["block"])  # type: ignore[arg-type]
+    return to_blocked(values[0], node.attr("block"))
 
 
 @means("whitebox.Unpack")
 def _unpack(node: Node, values: Values) -> Any:
-    return from_blocked(values[0])[:, : node.attrs["channels"]]
+    return from_blocked(values[0])[:, : node.attr("channels")]
 
 
 @means("whitebox.MatMulTransposed")
 def _matmul_transposed(node: Node, values: Values) -> Any:
     return values[0] @ np.swapaxes(values[1], -1, -2)
+
+
+@means("whitebox.MatMulInteger")
+def _matmul_integer(node: Node, values: Values) -> Any:
+    a, packed, _, a_zero, w_zero = (*values, None, None)[:5]
+    panels, groups, _ = packed.shape
+    split = packed.reshape(panels, groups, node.attrs["nt"], 4).transpose(1, 3, 0, 2)
+    weight = split.reshape(groups * 4, -1)[: a.shape[-1], : node.attrs["n"]].astype(np.int32)
+    left = a.astype(np.int32) - (0 if a_zero is None else np.int32(a_zero))
+    return left @ (weight - (0 if w_zero is None else np.int32(w_zero)))

@@ -16,11 +16,11 @@ Run: TypeAlias = Callable[[Graph, list[Any]], list[Any]]
 
 def _if(node: Node, values: Values, run: Run) -> list[Any]:
     taken = "then_branch" if values[0].reshape(-1)[0] else "else_branch"
-    return run(node.attrs[taken], list(values[1:]))  # type: ignore[arg-type]
+    return run(node.attr(taken), list(values[1:]))
 
 
 def _loop(node: Node, values: Values, run: Run) -> list[Any]:
-    body: Graph = node.attrs["body"]  # type: ignore[assignment]
+    body: Graph = node.attr("body")
     captured = node.attr("n_captured", 0)
     outer = list(values[len(values) - captured :])
     states = list(values[2 : len(values) - captured])
@@ -51,7 +51,7 @@ def _stack(values: list[Any], axis: int, type: Any) -> np.ndarray:
 
 
 def _scan(node: Node, values: Values, run: Run) -> list[Any]:
-    body: Graph = node.attrs["body"]  # type: ignore[assignment]
+    body: Graph = node.attr("body")
     scanned, captured = int(node.attr("num_scan_inputs")), node.attr("n_captured", 0)
     end = len(values) - captured
     states, outer = list(values[: end - scanned]), list(values[end:])
@@ -80,7 +80,7 @@ def _scan(node: Node, values: Values, run: Run) -> list[Any]:
 def _sequence_map(node: Node, values: Values, run: Run) -> list[Any]:
     captured = node.attr("n_captured", 0)
     formal, outer = values[: len(values) - captured], values[len(values) - captured :]
-    body: Graph = node.attrs["body"]  # type: ignore[assignment]
+    body: Graph = node.attr("body")
     results: list[list[Any]] = [[] for _ in node.types]
     for index in range(len(formal[0])):
         row = [value[index] if isinstance(value, list) else value for value in formal]
@@ -90,7 +90,7 @@ def _sequence_map(node: Node, values: Values, run: Run) -> list[Any]:
 
 
 def _fused(node: Node, values: Values, run: Run) -> list[Any]:
-    return run(node.attrs["body"], list(values))  # type: ignore[arg-type]
+    return run(node.attr("body"), list(values))
 
 
 CONTROL: dict[str, Callable[[Node, Values, Run], list[Any]]] = {

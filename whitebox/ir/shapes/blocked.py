@@ -87,3 +87,12 @@ def _matmul_transposed(call: Call) -> TensorType:
     check_inner(a[-1], b[-1])
     batch = np.broadcast_shapes(a[:-2], b[:-2])
     return TensorType(call.dtype(0), (*batch, a[-2], b[-2]))
+
+
+@rule("whitebox.MatMulInteger")
+def _matmul_integer(call: Call) -> TensorType:
+    shape, panels = call.tensor(0).dims, call.tensor(1).dims
+    n, tile = call.attrs["n"], call.attrs["nt"]
+    if panels != (-(-n // tile), -(-shape[-1] // 4), tile * 4):
+        raise Misfit(f"the weight is not packed for {n} columns in tiles of {tile}")
+    return TensorType("int32", (*shape[:-1], n))

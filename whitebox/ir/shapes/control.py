@@ -90,6 +90,8 @@ def _scan_types(given: list[Type | None], attrs: Mapping[str, Any]) -> list[Type
     captured, scanned = attrs.get("n_captured", 0), attrs["num_scan_inputs"]
     end = len(given) - captured
     axes = attrs.get("scan_input_axes") or (0,) * scanned
+    if not 0 < scanned <= end or len(axes) != scanned:
+        raise Misfit(f"{scanned} scanned inputs with {len(axes)} axes among {end} inputs")
     slices: list[Type | None] = []
     for type, axis in zip(given[end - scanned : end], axes, strict=True):
         if not isinstance(type, TensorType):
@@ -165,7 +167,9 @@ def _scan(call: Call) -> tuple[Type, ...] | None:
     length = None if first is None else first[normal_axis(at, len(first))]
     after, states = results(call.attrs["body"]), end - scanned
     axes = call.attrs.get("scan_output_axes") or (0,) * (len(after) - states)
-    stacked = [_stacked(type, length, axis) for type, axis in zip(after[states:], axes)]
+    stacked = [
+        _stacked(type, length, axis) for type, axis in zip(after[states:], axes, strict=True)
+    ]
     return (*after[:states], *stacked)
 
 

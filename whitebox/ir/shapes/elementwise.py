@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from whitebox.ir.shapes.rule import Call, Misfit, broadcast, normal_axis, rule
-from whitebox.ir.types import ONNX_DTYPES, TensorType
+from whitebox.ir.types import ONNX_DTYPES, TensorType, Type
 
 UNARY = tuple(
     (
@@ -42,7 +42,7 @@ def _same_type(call: Call) -> TensorType:
 
 
 @rule("Identity")
-def _identity(call: Call) -> object:
+def _identity(call: Call) -> Type:
     node = call.inputs[0]
     assert node is not None
     return node.types[0]
@@ -68,10 +68,6 @@ def _same_dtype(call: Call, start: int = 0) -> str:
         if call.dtype(index) != dtype:
             raise Misfit(f"dtypes {dtype} and {call.dtype(index)} differ")
     return dtype
-
-
-def _broadcast_all(call: Call) -> tuple[object, ...] | None:
-    return broadcast(*(call.shape(index) for index in range(len(call.inputs))))
 
 
 @rule(*BINARY[:-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from whitebox.ir.shapes.rule import Call, Misfit, Shape, broadcast, rule
+from whitebox.ir.shapes.rule import Call, Misfit, Shape, broadcast, broadcast_dim, rule
 from whitebox.ir.types import Dim, TensorType
 
 
@@ -59,3 +59,49 @@ def _gemm(call: Call) -> TensorType:
         # C broadcasts to the product and never the other way.
         broadcast((rows, columns), call.shape(2))
     return TensorType(call.dtype(0), (rows, columns))
+
+
+@rule("Einsum")
+def _einsum(call: Call) -> TensorType:
+    """Labels name dimensions; "..." stands for batch dimensions that broadcast."""
+    equation = call.attrs["equation"]
+    if not isinstance(equation, str):
+        raise Misfit(f"equation {equation!r} is no text")
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if len(terms) != len(call.inputs):
+        raise Misfit(f"equation {equation!r} has {len(terms)} terms")
+    sizes: dict[str, Dim] = {}
+    batches: list[Shape] = []
+    for index, term in enumerate(terms):
+        shape = call.shape(index)
+        if shape is None:
+            return TensorType(call.dtype(0), None)
+        labels, batch = _split_term(term, shape, equation)
+        batches.append(batch)
+        for label, dim in labels:
+            sizes[label] = broadcast_dim(sizes.get(label, 1), dim)
+    if not arrow:
+        # The labels that occur once, in alphabetical order, after the batch.
+        right = "..." + "".join(sorted(label for label in sizes if left.count(label) == 1))
+    if any(label not in sizes for label in right.replace("...", "")):
+        raise Misfit(f"equation {equation!r} names a result dimension that no input has")
+    shape = broadcast(*batches) if "..." in right else ()
+    assert shape is not None
+    before, _, after = right.partition("...")
+    dims = [*(sizes[x] for x in before), *shape, *(sizes[x] for x in after)]
+    return TensorType(call.dtype(0), tuple(dims))
+
+
+def _split_term(
+    term: str, shape: tuple[Dim, ...], equation: str
+) -> tuple[list[tuple[str, Dim]], tuple[Dim, ...]]:
+    """The labelled dimensions of one input, and those that its "..." stands for."""
+    before, dots, after = term.partition("...")
+    named = before + after
+    n_batch = len(shape) - len(named)
+    if n_batch < 0 or (n_batch and not dots) or not all(map(str.isalpha, named)):
+        raise Misfit(f"term {term!r} of equation {equation!r} does not fit rank {len(shape)}")
+    end = len(before) + n_batch
+    labelled = [*zip(before, shape, strict=False), *zip(after, shape[end:], strict=True)]
+    return labelled, shape[len(before) : end]

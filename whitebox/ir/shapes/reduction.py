@@ -61,11 +61,11 @@ def _top_k(call: Call) -> tuple[TensorType, TensorType]:
     if type.shape is None:
         return type, TensorType("int64", None)
     axis = normal_axis(call.attrs["axis"], type.rank)
-    dims = list(type.shape)
-    if k is not None and isinstance(dims[axis], int) and not 0 <= k[0] <= dims[axis]:
-        raise Misfit(f"k = {k[0]} is not within the {dims[axis]} elements of axis {axis}")
-    dims[axis] = k[0] if k is not None else None
-    return TensorType(type.dtype, tuple(dims)), TensorType("int64", tuple(dims))
+    size = type.shape[axis]
+    if k is not None and isinstance(size, int) and not 0 <= k[0] <= size:
+        raise Misfit(f"k = {k[0]} is not within the {size} elements of axis {axis}")
+    dims = (*type.shape[:axis], k[0] if k is not None else None, *type.shape[axis + 1 :])
+    return TensorType(type.dtype, dims), TensorType("int64", dims)
 
 
 @rule("BatchNormalization")

@@ -7,9 +7,9 @@ the inputs cannot go together; `ops.infer` turns that into an error that names o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -139,6 +139,11 @@ def normal_axes(axes: tuple[int, ...], rank: int) -> tuple[int, ...]:
     if len(set(normal)) != len(normal):
         raise Misfit(f"axes {axes} repeat")
     return normal
+
+
+def all_ints(dims: Sequence[Dim]) -> TypeGuard[Sequence[int]]:
+    """Whether every dimension is a known number."""
+    return all(isinstance(dim, int) for dim in dims)
 
 
 def unknown(rank: int) -> tuple[Dim, ...]:

@@ -14,10 +14,13 @@ POOLS = ("MaxPool", "AveragePool", "LpPool")
 _WEIGHT = {"Conv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3}
 
 
-def resolve_window(op: str, shape: Shape, weight: Shape, attrs: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_window(
+    op: str, shape: Shape, weight: Shape, attrs: Mapping[str, Any]
+) -> dict[str, Any]:
     """The attributes of a convolution or pool with every default written out.
 
-    `auto_pad` becomes `pads` where the spatial sizes that it depends on are known.
+    `auto_pad` (and a transposed convolution's `output_shape`) become `pads` where the spatial
+    sizes that they depend on are known.
     """
     new = dict(attrs)
     kernel = attrs.get("kernel_shape")
@@ -26,43 +29,67 @@ def resolve_window(op: str, shape: Shape, weight: Shape, attrs: Mapping[str, Any
     if kernel is None:
         return new
     rank = len(kernel)
-    new["kernel_shape"] = tuple(kernel)
-    for name in ("strides", "dilations"):
-        new.setdefault(name, (1,) * rank)
-    auto = attrs.get("auto_pad", "NOTSET")
-    if auto in ("NOTSET", "VALID"):
-        pads = tuple(attrs.get("pads", (0,) * 2 * rank)) if auto == "NOTSET" else (0,) * 2 * rank
+    new["kernel_shape"] = kernel
+    new.setdefault("strides", (1,) * rank)
+    new.setdefault("dilations", (1,) * rank)
+    if len(new["strides"]) != rank or len(new["dilations"]) != rank:
+        raise Misfit(f"strides and dilations must be {rank}, as the kernel has {rank} axes")
+    pads = _resolved_pads(op, shape, new)
+    if pads is not None:
         new["pads"] = pads
         new.pop("auto_pad", None)
-    elif op != "ConvTranspose" and shape is not None and len(shape) == rank + 2:
-        pads = _same_pads(auto, shape[2:], kernel, new["strides"], new["dilations"])
-        if pads is not None:
-            new["pads"] = pads
-            new.pop("auto_pad", None)
+        new.pop("output_shape", None)
     return new
 
 
-def _same_pads(
-    auto: str,
-    sizes: tuple[Dim, ...],
-    kernel: tuple[int, ...],
-    strides: tuple[int, ...],
-    dilations: tuple[int, ...],
-) -> tuple[int, ...] | None:
+def _resolved_pads(op: str, shape: Shape, attrs: Mapping[str, Any]) -> tuple[int, ...] | None:
+    rank, auto = len(attrs["kernel_shape"]), attrs.get("auto_pad", "NOTSET")
+    sizes = shape[2:] if shape is not None and len(shape) == rank + 2 else None
+    if "output_shape" in attrs or (op == "ConvTranspose" and auto.startswith("SAME")):
+        return None if sizes is None else _transposed_pads(sizes, attrs)
+    if auto == "NOTSET":
+        return tuple(attrs.get("pads", (0,) * 2 * rank))
+    if auto == "VALID":
+        return (0,) * 2 * rank
+    return None if sizes is None else _same_pads(sizes, attrs)
+
+
+def _same_pads(sizes: tuple[Dim, ...], attrs: Mapping[str, Any]) -> tuple[int, ...] | None:
     """The pads of SAME_UPPER or SAME_LOWER; None where a size that matters is unknown."""
-    begin, end = [], []
-    for size, extent, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
-        reach = (extent - 1) * dilation
-        if isinstance(size, int):
-            total = max((math.ceil(size / stride) - 1) * stride + reach + 1 - size, 0)
+    totals = []
+    for i, size in enumerate(sizes):
+        stride = attrs["strides"][i]
+        reach = (attrs["kernel_shape"][i] - 1) * attrs["dilations"][i]
+        if isinstance(size, int) and stride > 0:
+            totals.append(max((-(-size // stride) - 1) * stride + reach + 1 - size, 0))
         elif stride == 1:
-            total = reach
+            totals.append(reach)
         else:
             return None
-        small, large = total // 2, total - total // 2
-        begin.append(small if auto == "SAME_UPPER" else large)
-        end.append(large if auto == "SAME_UPPER" else small)
-    return (*begin, *end)
+    return _halved(totals, upper=attrs["auto_pad"] == "SAME_UPPER")
+
+
+def _transposed_pads(sizes: tuple[Dim, ...], attrs: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The pads with which a transposed convolution gives the size asked for."""
+    wanted = attrs.get("output_shape")
+    extra = attrs.get("output_padding", (0,) * len(sizes))
+    totals = []
+    for i, size in enumerate(sizes):
+        if not isinstance(size, int):
+            return None
+        stride = attrs["strides"][i]
+        reach = (attrs["kernel_shape"][i] - 1) * attrs["dilations"][i] + 1
+        target = size * stride if wanted is None else wanted[i]
+        totals.append(stride * (size - 1) + extra[i] + reach - target)
+    if min(totals, default=0) < 0:
+        return None
+    return _halved(totals, upper=attrs.get("auto_pad") == "SAME_UPPER")
+
+
+def _halved(totals: list[int], *, upper: bool) -> tuple[int, ...]:
+    """Padding split between both ends; an odd one goes to the end if `upper`."""
+    small, large = [total // 2 for total in totals], [total - total // 2 for total in totals]
+    return (*small, *large) if upper else (*large, *small)
 
 
 def window_dims(sizes: tuple[Dim, ...], attrs: Mapping[str, Any]) -> tuple[Dim, ...]:
