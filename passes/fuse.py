@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import networkx as nx
-
 from whitebox.ir import ops
 from whitebox.ir.graph import (
     CONSTANT,
@@ -197,6 +195,8 @@ def _between(
 
 def _immediate_postdominators(graph: Graph, outputs: set[Node]) -> dict[Node, Node]:
     """Node → the first node that every path from it to an output goes through."""
+    import networkx as nx  # only those who optimize wait for it
+
     reverse = nx.DiGraph()
     exit_node = object()
     reverse.add_edges_from((exit_node, node) for node in outputs)
@@ -260,6 +260,6 @@ def _wrap(group: _Group, ordered: list[Node], new: dict[Node, Node]) -> Node:
         inside[node] = node.with_inputs(inputs)
     result = inside[group.sink]
     outputs = tuple((f"y{i}", output(result, i)) for i in range(len(result.types)))
-    inputs = tuple((f"x{i}", input_node(i, n.type)) for i, n in enumerate(operands))
-    body = Graph([Model("body", inputs, outputs)])
+    formal = tuple((f"x{i}", input_node(i, n.type)) for i, n in enumerate(operands))
+    body = Graph([Model("body", formal, outputs)])
     return Node.make("whitebox.Fused", operands, {"body": body}, result.types)

@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 
 from whitebox.compiler.lower import lower
-from whitebox.compiler.lower.supported import OPS, TEMPLATE_OPS, lowerable
+from whitebox.compiler.supported import OPS, TEMPLATE_OPS, lowerable
 from whitebox.compiler.target import host_target
 from whitebox.ir import onnx_io, ops
 from whitebox.ir.graph import (

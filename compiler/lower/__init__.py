@@ -30,7 +30,6 @@ from whitebox.compiler.lower import (  # noqa: F401 - each registers the operato
     scan,
 )
 from whitebox.compiler.lower.anchored import lower_anchored
-from whitebox.compiler.lower.supported import lowerable
 from whitebox.compiler.lower.value import EMITTERS, Body, Value, const, from_array
 from whitebox.compiler.target import Target
 from whitebox.errors import CompileError
@@ -38,7 +37,7 @@ from whitebox.ir.graph import CONSTANT, INPUT, OUTPUT, Graph, Node
 from whitebox.ir.types import TensorType
 from whitebox.kernels.cpu.nest import Array, sequence
 
-__all__ = ["lower", "lowerable"]
+__all__ = ["lower"]
 
 
 def lower(body: Graph, target: Target, name: str) -> tvm.IRModule:

@@ -23,7 +23,7 @@ def interpreter_module(name: str) -> Any:
     import tvm
     from tvm.script import tirx as T
 
-    @T.prim_func(s_tir=True, check_well_formed=False)
+    @T.prim_func(s_tir=True, check_well_formed=False)  # type: ignore[untyped-decorator]
     def interpret(table: T.handle, state: T.handle) -> None:
         steps = T.int64()
         rows = T.match_buffer(table, (steps, 4), "int64")

@@ -112,7 +112,7 @@ def _runtime() -> dict[str, Any]:
     """What loading the runtime brings into this process."""
     # Imported for its effect: these are the libraries that a serving process loads.
     import whitebox.runtime.runtime  # noqa: F401
-    from whitebox.server.metrics import llvm_loaded
+    from whitebox.runtime.native import llvm_loaded
 
     return {"llvm_loaded": llvm_loaded()}
 

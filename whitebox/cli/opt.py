@@ -54,11 +54,13 @@ def run(
 
 
 def _choose(given: str) -> list[Pass]:
-    from whitebox.compiler.lower.supported import lowerable
+    from whitebox.compiler.supported import lowerable
     from whitebox.compiler.target import host_target
     from whitebox.passes import pass_name, passes_for
 
-    known = {pass_name(each): each for each in passes_for(host_target().lanes, lowerable)}
+    target = host_target()
+    passes = passes_for(target.lanes, target.dot_product, lowerable)
+    known = {pass_name(each): each for each in passes}
     names = [name.strip() for name in given.split(",") if name.strip()]
     for name in names:
         if name not in known:

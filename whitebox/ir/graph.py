@@ -289,9 +289,7 @@ class Graph:
     `names` maps nodes to the names they had in the file, for messages only.
     """
 
-    def __init__(
-        self, models: Iterable[Model], names: Mapping[Node, str] | None = None
-    ) -> None:
+    def __init__(self, models: Iterable[Model], names: Mapping[Node, str] | None = None) -> None:
         self.models: Mapping[str, Model] = MappingProxyType({m.name: m for m in models})
         self.names: Mapping[Node, str] = names or {}
         self._order: list[Node] | None = None
@@ -366,9 +364,7 @@ class Graph:
 
     def merge(self, other: Graph) -> Graph:
         """The union: models of both; nodes that are equal are one."""
-        return Graph(
-            [*self.models.values(), *other.models.values()], {**other.names, **self.names}
-        )
+        return Graph([*self.models.values(), *other.models.values()], {**other.names, **self.names})
 
     def to_networkx(self) -> nx.MultiDiGraph:
         """The DAG for graph algorithms: nodes are Node objects, an edge per read."""

@@ -56,6 +56,7 @@ class Scope:
 
 
 def label(proto: onnx.NodeProto) -> str:
+    """A node as messages name it: its name (or its first result's) and its operator."""
     name, operator = text(proto.name or next(iter(proto.output), "")), text(proto.op_type)
     return (
         f"{name!r} ({text(proto.domain)}.{operator})" if proto.domain else f"{name!r} ({operator})"

@@ -210,7 +210,7 @@ def _checked(
             complete[name] = value if convert is None else convert(value)
         except (TypeError, ValueError) as error:
             raise InvalidModel(
-                f"attribute {name!r} of {form.name} must be {kind}, not {value!r}; correct the model"
+                f"attribute {name!r} of {form.name} must be {kind}; correct the model"
             ) from error
     for name in form.required:
         if name not in complete:

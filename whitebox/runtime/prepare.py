@@ -17,8 +17,8 @@ import msgspec
 
 from whitebox.compiler.build import BuildReport, KernelBuilder, Progress
 from whitebox.compiler.cache import KernelCache, pipeline_version, write_atomically
-from whitebox.compiler.lower.supported import lowerable
 from whitebox.compiler.structure import give_weights, take_weights
+from whitebox.compiler.supported import lowerable
 from whitebox.compiler.target import Target
 from whitebox.ir import onnx_schema
 from whitebox.ir.graph import Graph, Tensor

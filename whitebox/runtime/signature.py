@@ -60,8 +60,7 @@ def _as_tensor(model: str, name: str, type: TensorType, value: Any) -> np.ndarra
             f"model {model}: input {name!r} is {found}, not {type.dtype}; "
             f"convert it, for example with .astype('{type.dtype}')"
         )
-    wanted = numpy_dtype(type.dtype)
-    return value if value.dtype == wanted else value.astype(wanted)
+    return np.asarray(value, numpy_dtype(type.dtype))  # copied only to swap bytes
 
 
 def _from_python(model: str, name: str, type: TensorType, value: Any) -> np.ndarray:

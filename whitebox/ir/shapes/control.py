@@ -31,8 +31,11 @@ def retype(op: str, inputs: Inputs, attrs: Mapping[str, Any], rebuild: Rebuild) 
     """The attributes with each body rebuilt for the types of `inputs`."""
     given = [None if node is None else node.types[0] for node in inputs]
     types = formal_types(op, given, attrs)
-    build = _retype_loop if op == "Loop" else with_inputs
-    return {**attrs, **{name: build(attrs[name], types, rebuild) for name in BODY[op]}}
+    if op == "Loop":
+        n_states = len(types) - 2 - attrs.get("n_captured", 0)
+        return {**attrs, "body": _retype_loop(attrs["body"], types, n_states, rebuild)}
+    bodies = {name: with_inputs(attrs[name], types, rebuild) for name in BODY[op]}
+    return {**attrs, **bodies}
 
 
 def formal_types(
@@ -70,19 +73,21 @@ def with_inputs(body: Graph, types: Sequence[Type | None], rebuild: Rebuild) -> 
     return body.map(build)
 
 
-def _retype_loop(body: Graph, types: Sequence[Type | None], rebuild: Rebuild) -> Graph:
+def _retype_loop(body: Graph, types: list[Type | None], n_states: int, rebuild: Rebuild) -> Graph:
     """A loop's state keeps only what every iteration agrees on."""
-    types = list(types)
+    end = 2 + n_states
     for _ in range(_LOOP_ROUNDS):
         body = with_inputs(body, types, rebuild)
-        after = [node.types[0] for _, node in body.model.outputs][1:]
-        # Results beyond the states are stacked; inputs beyond them are captured.
-        n_states = min(len(after), len(types) - 2)
-        merged = [merge(a, b) for a, b in zip(types[2 : 2 + n_states], after, strict=False)]
-        if merged == types[2 : 2 + n_states]:
+        after = results(body)[1 : 1 + n_states]
+        if len(after) != n_states:
+            raise Misfit(f"the body gives {len(after)} of {n_states} states")
+        merged: list[Type | None] = [merge(a, b) for a, b in zip(types[2:end], after, strict=True)]
+        if merged == types[2:end]:
             return body
-        types[2 : 2 + n_states] = merged
-    return body
+        types = [*types[:2], *merged, *types[end:]]
+    # States that feed each other may take long to settle; without shapes they have.
+    loose = [TensorType(t.dtype, None) if isinstance(t, TensorType) else t for t in types[2:end]]
+    return with_inputs(body, [*types[:2], *loose, *types[end:]], rebuild)
 
 
 def _scan_types(given: list[Type | None], attrs: Mapping[str, Any]) -> list[Type | None]:

@@ -73,6 +73,9 @@ Rule: TypeAlias = Callable[[Call], "Type | tuple[Type, ...] | None"]
 
 RULES: dict[str, Rule] = {}
 
+# numpy's limit; a damaged file may ask for more than memory holds.
+_MAX_RANK = 64
+
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
     """Register a rule for the operators named."""
@@ -148,4 +151,6 @@ def all_ints(dims: Sequence[Dim]) -> TypeGuard[Sequence[int]]:
 
 def unknown(rank: int) -> tuple[Dim, ...]:
     """A shape of which only the rank is known."""
+    if rank > _MAX_RANK:
+        raise Misfit(f"{rank} dimensions are more than the {_MAX_RANK} that arrays can have")
     return (None,) * rank
