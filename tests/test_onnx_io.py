@@ -304,6 +304,32 @@ def test_optimized_models_run_elsewhere(name: str, real_model: Callable[[str], P
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
+def test_large_weights_are_views_of_the_file() -> None:
+    """Wherever they are: initializers, constants; in any of the ways that ONNX stores numbers."""
+    weights = np.random.default_rng(0).standard_normal((300, 300)).astype(np.float32)
+    proto = model(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        big (float[1, 300] x) => (y)
+        { b = Constant <value = float[1] {0}> ()  t = MatMul (x, a)  y = MatMul (t, b)
+          r = RandomNormal <shape = [2]> () z = Add (y, r) }
+        """
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weights, "a"))
+    proto.graph.node[0].attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(weights + 1))
+    proto.graph.output.add(name="r")
+    data = proto.SerializeToString()
+    graph = onnx_io.load(data)
+    assert graph == onnx_io.load(data)
+    values = [n.value for n in graph.nodes if n.is_constant]
+    assert np.array_equal(values[0], weights) and np.array_equal(values[1], weights + 1)
+    whole = np.frombuffer(data, np.uint8)
+    assert all(np.shares_memory(value, whole) for value in values)
+    proto.graph.initializer[0].ClearField("raw_data")
+    proto.graph.initializer[0].float_data.extend(weights.reshape(-1).tolist())
+    assert np.array_equal(run(onnx_io.load(proto), weights[:1])[0], run(graph, weights[:1])[0])
+
+
 # Files that are not what they should be.
 
 

@@ -24,6 +24,7 @@ from whitebox.ir.graph import Graph
 from whitebox.ir.onnx_import import Importer
 from whitebox.ir.onnx_proto import text
 from whitebox.ir.onnx_tensors import TensorReader
+from whitebox.ir.onnx_wire import Aside, set_aside
 
 __all__ = ["dump", "load"]
 
@@ -38,12 +39,16 @@ def load(source: str | Path | bytes | onnx.ModelProto, name: str | None = None) 
     path = Path(source) if isinstance(source, (str, Path)) else None
     label = path.name if path is not None else "the model"
     try:
-        proto = _parse(source, path)
+        data = _read(path) if path is not None else source
+        aside = Aside()
+        proto = _parsed(data, aside) if isinstance(data, bytes) else data
+        if not proto.HasField("graph") or not proto.ir_version:
+            raise InvalidModel("is no ONNX model: it holds no graph; export or download it again")
         opsets = _checked_opsets(proto)
         importer = Importer(
             {(f.domain, f.name, f.overload): f for f in proto.functions},
-            TensorReader(path.parent if path is not None else None),
-            cache(lambda: hashlib.sha256(proto.SerializeToString()).hexdigest()[:16]),
+            TensorReader(path.parent if path is not None else None, aside),
+            cache(lambda: _identity(data)),
         )
         graph = importer.graph(name or default_name(path), proto.graph, opsets)
     except InvalidModel as error:
@@ -58,23 +63,20 @@ def default_name(path: Path | None) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.") or "model"
 
 
-def _parse(source: str | Path | bytes | onnx.ModelProto, path: Path | None) -> onnx.ModelProto:
-    if isinstance(source, onnx.ModelProto):
-        proto = source
-    else:
-        data = _read(path) if path is not None else source
-        assert isinstance(data, bytes)
-        if not data:
-            raise InvalidModel("the file is empty; export or download it again")
-        try:
-            proto = onnx.ModelProto.FromString(data)
-        except DecodeError as error:
-            raise InvalidModel(
-                "is no ONNX model, or is damaged or cut short; export or download it again"
-            ) from error
-    if not proto.HasField("graph") or not proto.ir_version:
-        raise InvalidModel("is no ONNX model: it holds no graph; export or download it again")
-    return proto
+def _parsed(data: bytes, aside: Aside) -> onnx.ModelProto:
+    if not data:
+        raise InvalidModel("the file is empty; export or download it again")
+    try:
+        return onnx.ModelProto.FromString(set_aside(data, aside))
+    except DecodeError as error:
+        raise InvalidModel(
+            "is no ONNX model, or is damaged or cut short; export or download it again"
+        ) from error
+
+
+def _identity(data: bytes | onnx.ModelProto) -> str:
+    raw = data if isinstance(data, bytes) else data.SerializeToString(deterministic=True)
+    return hashlib.sha256(raw).hexdigest()[:16]
 
 
 def _read(path: Path) -> bytes:

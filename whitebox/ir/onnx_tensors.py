@@ -18,7 +18,8 @@ import onnx.numpy_helper
 from whitebox.errors import InvalidModel
 from whitebox.ir.graph import Tensor, content_digest
 from whitebox.ir.onnx_proto import dtype_of_number
-from whitebox.ir.types import TensorType, numpy_dtype
+from whitebox.ir.onnx_wire import Aside
+from whitebox.ir.types import TensorType, dtype_name, numpy_dtype
 
 # Below this many bytes, handing a tensor to another thread costs more than hashing it.
 _POOLED_BYTES = 1 << 16
@@ -28,10 +29,14 @@ _BITS = {"uint4": 4, "int4": 4, "float4e2m1": 4, "uint2": 2, "int2": 2}
 
 
 class TensorReader:
-    """Reads the tensors of one model; `folder` is where its external data may lie."""
+    """Reads the tensors of one model.
 
-    def __init__(self, folder: Path | None) -> None:
+    `folder` is where its external data may lie; `aside` holds what was never parsed.
+    """
+
+    def __init__(self, folder: Path | None, aside: Aside | None = None) -> None:
         self._folder = folder
+        self._aside = aside or Aside()
         self._files: dict[str, np.ndarray] = {}
 
     def tensors(self, protos: Sequence[onnx.TensorProto]) -> list[Tensor]:
@@ -60,7 +65,7 @@ class TensorReader:
         if proto.data_location == onnx.TensorProto.EXTERNAL:
             data = self._external(proto, label, expected)
         elif proto.HasField("raw_data"):
-            data = np.frombuffer(proto.raw_data, np.uint8)
+            data = np.frombuffer(self._aside.get(proto.raw_data), np.uint8)
         else:
             return _from_fields(proto, label)
         if dtype == "string" or data.size != expected:
@@ -152,6 +157,4 @@ def _frozen(array: np.ndarray) -> np.ndarray:
 
 
 def _hashed(array: np.ndarray, digest: str) -> Tensor:
-    from whitebox.ir.types import dtype_name
-
     return Tensor(TensorType(dtype_name(array.dtype), array.shape), digest, array=array)

@@ -72,7 +72,9 @@ def _dropout(legacy: Legacy) -> Node | tuple[Node, ...] | None:
         return x
     dtype = "bool" if legacy.version >= 10 else x.tensor.dtype
     one = np.ones(1, numpy_dtype(dtype))
-    shape = constant(np.array(x.tensor.dims, np.int64)) if x.tensor.is_static else ops.node("Shape", x)
+    shape = (
+        constant(np.array(x.tensor.dims, np.int64)) if x.tensor.is_static else ops.node("Shape", x)
+    )
     mask = ops.node("Expand", constant(one.reshape(())), shape)
     return x, mask
 

@@ -1,145 +1,102 @@
-"""Takes the bytes of large tensors out of a serialised model before protobuf copies them.
+"""Large tensors set aside before protobuf parses a model.
 
-Enter: a file's bytes. Leave: the same message with a short mark in place of each large `raw_data`,
-and views of what the marks stand for. Parsing and reading a 100 MB model thus touches its weights
-once, to hash them. Only the protobuf wire format is known here (https://protobuf.dev/programming-
-guides/encoding); whatever looks odd is left to protobuf, which says what is wrong.
+Enter: a serialized ModelProto. Leave: a small one in which the data of large tensors is replaced by
+marks, and the data itself as views into the input. So weights are never copied, and models beyond
+protobuf's 2 GB can be read. Nothing here judges a model: what does not look like one is left alone.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
-LARGE_BYTES = 1 << 12
+# Smaller tensors are cheaper to copy than to set aside.
+_LARGE = 1 << 16
 
-# Field numbers of onnx.proto.
-_MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
-_BYTES = 2  # the wire type of what has a length
+_LENGTH_DELIMITED = 2
+_FIXED = {1: 8, 5: 4}
 
-
-class _Odd(Exception):
-    """Bytes that are not what they should be."""
-
-
-@dataclass(frozen=True)
-class TakenTensors:
-    """The views of large tensors' bytes, found by the marks that replaced them."""
-
-    nonce: bytes
-    views: tuple[memoryview, ...]
-
-    def find(self, raw_data: bytes) -> memoryview | None:
-        """The bytes that a mark stands for; None when these bytes are no mark."""
-        if len(raw_data) != len(self.nonce) + 4 or not raw_data.startswith(self.nonce):
-            return None
-        index = int.from_bytes(raw_data[len(self.nonce) :], "little")
-        return self.views[index] if index < len(self.views) else None
+# Message → its fields that may lead to tensor data: field number → message, or None for the data.
+Message: TypeAlias = "Mapping[int, Message | None]"
+_TENSOR: Message = {9: None}
+_ATTRIBUTE: Message = {5: _TENSOR}
+_NODE: Message = {5: _ATTRIBUTE}
+_GRAPH: Message = {1: _NODE, 5: _TENSOR}
+_MODEL: Message = {7: _GRAPH}
 
 
-NONE_TAKEN = TakenTensors(b"", ())
+@dataclass
+class Aside:
+    """Tensor data by its mark. Marks hold a secret, so that no file can forge one."""
+
+    secret: bytes = field(default_factory=lambda: os.urandom(16))
+    views: dict[bytes, memoryview] = field(default_factory=dict)
+
+    def put(self, data: memoryview) -> bytes:
+        mark = self.secret + len(self.views).to_bytes(8, "little")
+        self.views[mark] = data
+        return mark
+
+    def get(self, raw: bytes) -> bytes | memoryview:
+        """The data that a tensor's raw bytes stand for; they themselves unless they are a mark."""
+        return self.views.get(raw, raw) if len(raw) == len(self.secret) + 8 else raw
 
 
-def take_tensors(data: memoryview) -> tuple[bytes, TakenTensors]:
-    """(the model with marks, what they stand for); the model as it is when it looks odd."""
-    # Unguessable, so that no file can hold a mark of its own.
-    nonce = os.urandom(16)
-    views: list[memoryview] = []
+def set_aside(data: bytes, aside: Aside) -> bytes:
+    """The model without the data of its large tensors, which goes into `aside`."""
+    if len(data) < _LARGE:
+        return data
     try:
-        graphs = [f for f in _fields(data) if f.number == _MODEL_GRAPH]
-        if len(graphs) != 1 or graphs[0].wire != _BYTES:
-            raise _Odd
-        (graph,) = graphs
-        inner = b"".join(_marked_graph(graph.payload, nonce, views))
-        head = bytes(data[: graph.start]) + _header(_MODEL_GRAPH, len(inner))
-        return head + inner + bytes(data[graph.end :]), TakenTensors(nonce, tuple(views))
-    except (_Odd, IndexError):
-        return bytes(data), NONE_TAKEN
+        return b"".join(_rewritten(memoryview(data), _MODEL, aside))
+    except (LookupError, ValueError):
+        # Not a sequence of protobuf fields; the parser will say so.
+        return data
 
 
-def _marked_graph(graph: memoryview, nonce: bytes, views: list[memoryview]) -> Iterator[bytes]:
-    """The pieces of a GraphProto, its large initializers marked."""
-    kept = 0
-    for field in _fields(graph):
-        if field.number != _GRAPH_INITIALIZER or field.wire != _BYTES:
+def _rewritten(view: memoryview, message: Message, aside: Aside) -> list[bytes | memoryview]:
+    """A message in pieces, large tensor data in it replaced by marks."""
+    pieces: list[bytes | memoryview] = []
+    at = kept = 0
+    while at < len(view):
+        start = at
+        tag, at = _varint(view, at)
+        number, kind = tag >> 3, tag & 7
+        if kind != _LENGTH_DELIMITED:
+            at = _varint(view, at)[1] if kind == 0 else at + _FIXED[kind]
             continue
-        if len(field.payload) < LARGE_BYTES:
+        length, at = _varint(view, at)
+        content, at = view[at : at + length], at + length
+        if at > len(view):
+            raise ValueError("a field reaches beyond its message")
+        if length < _LARGE or number not in message:
             continue
-        marked = _marked_tensor(field.payload, nonce, views)
-        if marked is None:
-            continue
-        yield bytes(graph[kept : field.start])
-        yield _header(_GRAPH_INITIALIZER, len(marked)) + marked
-        kept = field.end
-    yield bytes(graph[kept:])
+        inner = message[number]
+        new = [aside.put(content)] if inner is None else _rewritten(content, inner, aside)
+        pieces += [view[kept:start], _encoded(tag), _encoded(sum(map(len, new))), *new]
+        kept = at
+    return [*pieces, view[kept:]]
 
 
-def _marked_tensor(tensor: memoryview, nonce: bytes, views: list[memoryview]) -> bytes | None:
-    """A TensorProto with its `raw_data` marked; None when it has none, or several."""
-    found = [f for f in _fields(tensor) if f.number == _TENSOR_RAW_DATA and f.wire == _BYTES]
-    if len(found) != 1:
-        return None
-    (raw,) = found
-    mark = nonce + len(views).to_bytes(4, "little")
-    views.append(raw.payload)
-    head = _header(_TENSOR_RAW_DATA, len(mark))
-    return bytes(tensor[: raw.start]) + head + mark + bytes(tensor[raw.end :])
-
-
-@dataclass(frozen=True, slots=True)
-class _Field:
-    """One field of a message: where it starts and ends, and its payload."""
-
-    number: int
-    wire: int
-    start: int
-    end: int
-    payload: memoryview
-
-
-def _fields(message: memoryview) -> Iterator[_Field]:
-    position, length = 0, len(message)
-    while position < length:
-        start = position
-        key, position = _varint(message, position)
-        wire, begin = key & 7, position
-        match wire:
-            case 0:  # varint
-                _, position = _varint(message, position)
-            case 1:  # 64 bits
-                position += 8
-            case 2:  # length and bytes
-                size, begin = _varint(message, position)
-                position = begin + size
-            case 5:  # 32 bits
-                position += 4
-            case _:
-                raise _Odd
-        if position > length:
-            raise _Odd
-        yield _Field(key >> 3, wire, start, position, message[begin:position])
-
-
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """(value, position behind it)."""
+def _varint(view: memoryview, at: int) -> tuple[int, int]:
+    """A variable-length number and where it ends."""
     value = shift = 0
     while True:
-        byte = message[position]
-        position += 1
+        byte = view[at]
         value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
         if byte < 0x80:
-            return value, position
-        shift += 7
+            return value, at
         if shift > 63:
-            raise _Odd
+            raise ValueError("a number of more than 64 bits")
 
 
-def _header(number: int, size: int) -> bytes:
-    """The key and length in front of a payload of `size` bytes."""
-    out = bytearray([number << 3 | _BYTES])
-    while size >= 0x80:
-        out.append(size & 0x7F | 0x80)
-        size >>= 7
-    out.append(size)
-    return bytes(out)
+def _encoded(value: int) -> bytes:
+    """A number as protobuf writes it."""
+    result = bytearray()
+    while value >= 0x80:
+        result.append(value & 0x7F | 0x80)
+        value >>= 7
+    result.append(value)
+    return bytes(result)

@@ -80,6 +80,7 @@ class Preparer:
         self, model: Structured, shapes: Shapes, progress: Progress | None = None
     ) -> tuple[Plan | None, BuildReport]:
         """The plan at these shapes, its kernels built; None when memory cannot be planned."""
+        self.builder.interpreter()
         path = self._plan_path(model.structure, shapes)
         plan = self._load_plan(path)
         if plan is not None and all(self.cache.has(key) for key in plan.kernels):

@@ -9,6 +9,7 @@ import numpy as np
 
 from whitebox.ir.graph import Graph, Node
 from whitebox.ir.reference.table import Values
+from whitebox.ir.types import numpy_dtype
 
 # Runs a body on its inputs in order.
 Run: TypeAlias = Callable[[Graph, list[Any]], list[Any]]
@@ -43,8 +44,6 @@ def _stack(values: list[Any], axis: int, type: Any) -> np.ndarray:
     """Values stacked along a new axis; where there are none, an empty array of that type."""
     if values:
         return np.stack(values, axis)
-    from whitebox.ir.types import numpy_dtype
-
     dims = [0] if type.shape is None else [d if isinstance(d, int) else 0 for d in type.shape]
     dims[axis] = 0
     return np.zeros(dims, numpy_dtype(type.dtype))
