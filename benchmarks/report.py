@@ -76,13 +76,20 @@ def document(results: Sequence[ModelResult], settings: Settings) -> dict[str, ob
     """The whole run as plain data."""
     return {
         "benchmark": "latency",
+        **provenance(),
+        "settings": asdict(settings),
+        "models": [result.to_dict() for result in results],
+        "summary": summary(results),
+    }
+
+
+def provenance() -> dict[str, object]:
+    """What produced the numbers: command, date, machine, versions."""
+    return {
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": {"python": platform.python_version(), **versions()},
-        "settings": asdict(settings),
-        "models": [result.to_dict() for result in results],
-        "summary": summary(results),
     }
 
 

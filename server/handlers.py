@@ -16,7 +16,7 @@ import msgspec
 from aiohttp import ClientError, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from whitebox.errors import InvalidInput, WhiteboxError
+from whitebox.errors import InvalidInput, Overloaded, WhiteboxError
 from whitebox.server import compression, wire
 from whitebox.server.data_plane import DataPlane, InferResponse
 from whitebox.server.metrics import UNKNOWN_MODEL, Metrics
@@ -136,7 +136,8 @@ async def answer_failures(request: web.Request, handler: Handler) -> web.StreamR
     try:
         return await handler(request)
     except WhiteboxError as error:
-        if error.http_status >= 500:
+        # "Not now" is an answer like any other; load balancers ask for it all the time.
+        if error.http_status >= 500 and not isinstance(error, Overloaded):
             _log.error("%s %s: %s", request.method, request.path, error)
         return _failure(error.http_status, str(error))
     except web.HTTPNotFound:

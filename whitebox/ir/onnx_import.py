@@ -7,7 +7,8 @@ for messages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -17,7 +18,8 @@ import onnx
 from whitebox.errors import InvalidModel, UnsupportedOperator
 from whitebox.ir import onnx_schema, ops
 from whitebox.ir.graph import INPUT, Graph, Model, Node, Tensor, constant, input_node, output
-from whitebox.ir.onnx_proto import kind_of, plain_attribute, text, type_of_proto
+from whitebox.ir.onnx_checks import check_attributes, opsets_of, unsupported
+from whitebox.ir.onnx_proto import plain_attribute, text, type_of_proto
 from whitebox.ir.onnx_scope import Scope, in_order, label
 from whitebox.ir.onnx_tensors import TensorReader
 from whitebox.ir.onnx_upgrade import upgrade
@@ -29,6 +31,11 @@ FunctionKey: TypeAlias = "tuple[str, str, str]"  # domain, name, overload
 Signature: TypeAlias = "list[tuple[str, Node]]"
 
 _OWN_DOMAIN = "whitebox"
+
+# Functions that call functions can unfold to any size, and a sparse tensor can claim any shape.
+_MAX_UNFOLDED_NODES = 100_000
+_MAX_CALL_DEPTH = 100
+_MAX_DENSE_BYTES = 1 << 31
 
 
 @dataclass
@@ -46,6 +53,7 @@ class Importer:
     names: dict[Node, str] = field(default_factory=dict)
     _calls: list[FunctionKey] = field(default_factory=list)
     _draws: int = 0
+    _unfolded: int = 0
 
     def graph(self, name: str, proto: onnx.GraphProto, opsets: Mapping[str, int]) -> Graph:
         """The whole graph, as the model `name`."""
@@ -89,6 +97,9 @@ class Importer:
             try:
                 results = self._results(node, scope)
             except InvalidModel as error:
+                # In a body or function the innermost node is the one to look at.
+                if str(error).startswith("node "):
+                    raise
                 raise type(error)(f"node {label(node)}: {error}") from error
             for name, result in zip(node.output, results, strict=False):
                 if not name:
@@ -114,15 +125,15 @@ class Importer:
         n_outputs = len(proto.output)
         while n_outputs > 1 and not proto.output[n_outputs - 1]:
             n_outputs -= 1
-        attributes = list(_substituted(proto.attribute, scope))
+        attributes = list(scope.resolved(proto.attribute))
         if domain == _OWN_DOMAIN and self.own_domain:
             attrs = self._attributes(op, attributes, inputs, scope)
             node = ops.make(op, inputs, attrs, outputs=n_outputs)
             return [output(node, index) for index in range(n_outputs)]
         opset = scope.opsets.get(domain, 0)
         if not opset or onnx_schema.form(op, opset) is None:
-            raise _unsupported(domain, text(proto.op_type), scope)
-        _check_attributes(op, opset, attributes)
+            raise unsupported(domain, text(proto.op_type), scope.opsets)
+        check_attributes(op, opset, attributes)
         if op == "Scan" and opset < 9:
             raise UnsupportedOperator(
                 "Scan of opset 8 scans batches; export the model in opset 9 or newer"
@@ -181,7 +192,7 @@ class Importer:
             raise InvalidModel(f"{misfit}; correct the model") from misfit
         captures: dict[str, Node] = {}
         read: dict[str, tuple[Signature, Signature]] = {}
-        for name, proto in bodies.items():
+        for name, proto in sorted(bodies.items()):
             inner = Scope(scope.opsets, scope.attrs, scope, captures, len(types))
             formal = self._declare(proto, inner, types)
             if len(formal) != len(types):
@@ -204,12 +215,22 @@ class Importer:
     ) -> Sequence[Node | None]:
         """A model-local function, its nodes in the place of the call."""
         function = self.functions[key]
+        self._unfolded += len(function.node)
+        if self._unfolded > _MAX_UNFOLDED_NODES or len(self._calls) > _MAX_CALL_DEPTH:
+            raise InvalidModel(
+                f"functions unfold to more than {_MAX_UNFOLDED_NODES} nodes, or are nested more "
+                f"than {_MAX_CALL_DEPTH} deep; split the model"
+            )
         if key in self._calls:
             raise InvalidModel(f"function {function.name!r} calls itself; correct the model")
+        if len(inputs) > len(function.input):
+            raise InvalidModel(
+                f"function {function.name!r} takes {len(function.input)} inputs and is given "
+                f"{len(inputs)}; correct the model"
+            )
         attrs = {default.name: default for default in function.attribute_proto}
-        attrs.update((given.name, given) for given in _substituted(proto.attribute, scope))
-        inner = Scope({entry.domain: entry.version for entry in function.opset_import}, attrs)
-        inner.opsets = {**scope.opsets, **_canonical_opsets(inner.opsets)}
+        attrs.update((given.name, given) for given in scope.resolved(proto.attribute))
+        inner = Scope({**scope.opsets, **opsets_of(function.opset_import)}, attrs)
         padded = [*inputs, *[None] * (len(function.input) - len(inputs))]
         for name, given in zip(function.input, padded, strict=True):
             inner.define(name, given)
@@ -240,56 +261,16 @@ class Importer:
     def _dense(self, sparse: onnx.SparseTensorProto) -> Tensor:
         """A sparse tensor with its zeros."""
         values, indices = self.reader.array(sparse.values), self.reader.array(sparse.indices)
-        dense = np.zeros(tuple(sparse.dims), values.dtype)
         try:
+            if math.prod(sparse.dims) * values.itemsize > _MAX_DENSE_BYTES:
+                raise ValueError(f"its shape {list(sparse.dims)} is too large")
+            dense = np.zeros(tuple(sparse.dims), values.dtype)
             if indices.ndim == 2:
                 dense[tuple(indices.T)] = values
             else:
                 dense.reshape(-1)[indices] = values
         except (IndexError, ValueError) as error:
-            raise InvalidModel(f"sparse tensor {sparse.values.name!r}: {error}") from error
+            raise InvalidModel(
+                f"sparse tensor {sparse.values.name!r}: {error}; correct the model"
+            ) from error
         return Tensor.of(dense)
-
-
-def _canonical_opsets(opsets: Mapping[str, int]) -> dict[str, int]:
-    return {"" if domain == "ai.onnx" else domain: opsets[domain] for domain in opsets}
-
-
-def _check_attributes(op: str, opset: int, attributes: Sequence[onnx.AttributeProto]) -> None:
-    """Refuse attributes that the operator's form in this opset does not have, or lacks."""
-    form = onnx_schema.form(op, opset)
-    assert form is not None
-    given = {attribute.name: kind_of(attribute) for attribute in attributes}
-    for name, kind in given.items():
-        expected = form.kinds.get(name)
-        if expected != kind:
-            what = f"must be {expected}, not {kind}" if expected else "is not known"
-            raise InvalidModel(f"attribute {name!r} {what}; correct the model")
-    for name in form.required:
-        if name not in given:
-            raise InvalidModel(f"lacks the attribute {name!r}; correct the model")
-
-
-def _unsupported(domain: str, name: str, scope: Scope) -> UnsupportedOperator:
-    opset = scope.opsets.get(domain)
-    where = f"opset {opset} of domain {domain or 'ai.onnx'!r}"
-    if opset is None:
-        where = f"domain {domain or 'ai.onnx'!r}, which the model does not import"
-    return UnsupportedOperator(
-        f"operator {name} of {where} is not supported; "
-        "export the model with standard ONNX operators"
-    )
-
-
-def _substituted(
-    attributes: Sequence[onnx.AttributeProto], scope: Scope
-) -> Iterator[onnx.AttributeProto]:
-    """Attributes with references to the enclosing function's attributes replaced."""
-    for attribute in attributes:
-        if not attribute.ref_attr_name:
-            yield attribute
-        elif attribute.ref_attr_name in scope.attrs:
-            replaced = onnx.AttributeProto()
-            replaced.CopyFrom(scope.attrs[attribute.ref_attr_name])
-            replaced.name = attribute.name
-            yield replaced

@@ -19,8 +19,8 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from whitebox.errors import InvalidModel
-from whitebox.ir import onnx_schema
 from whitebox.ir.graph import Graph
+from whitebox.ir.onnx_checks import checked_opsets
 from whitebox.ir.onnx_import import Importer
 from whitebox.ir.onnx_proto import text
 from whitebox.ir.onnx_tensors import TensorReader
@@ -39,12 +39,12 @@ def load(source: str | Path | bytes | onnx.ModelProto, name: str | None = None) 
     path = Path(source) if isinstance(source, (str, Path)) else None
     label = path.name if path is not None else "the model"
     try:
-        data = _read(path) if path is not None else source
+        data = _read(Path(source)) if isinstance(source, (str, Path)) else source
         aside = Aside()
         proto = _parsed(data, aside) if isinstance(data, bytes) else data
         if not proto.HasField("graph") or not proto.ir_version:
             raise InvalidModel("is no ONNX model: it holds no graph; export or download it again")
-        opsets = _checked_opsets(proto)
+        opsets = checked_opsets(proto)
         importer = Importer(
             {(f.domain, f.name, f.overload): f for f in proto.functions},
             TensorReader(path.parent if path is not None else None, aside),
@@ -86,31 +86,6 @@ def _read(path: Path) -> bytes:
         raise InvalidModel(f"there is no file {path}; check the path") from None
     except OSError as error:
         raise InvalidModel(f"cannot read {path}: {error.strerror}; check the path") from error
-
-
-def _checked_opsets(proto: onnx.ModelProto) -> dict[str, int]:
-    """Domain → opset, all of them known to the installed onnx."""
-    if proto.ir_version > onnx.IR_VERSION:
-        raise InvalidModel(
-            f"has IR version {proto.ir_version} and the installed onnx {onnx.__version__} reads "
-            f"up to {onnx.IR_VERSION}; upgrade onnx or export an older version"
-        )
-    opsets: dict[str, int] = {}
-    for entry in proto.opset_import:
-        domain = "" if entry.domain == "ai.onnx" else entry.domain
-        opsets[domain] = entry.version
-        newest = onnx_schema.newest_opset(domain)
-        if newest is not None and not 1 <= entry.version <= newest:
-            raise InvalidModel(
-                f"has opset {entry.version} of domain {domain or 'ai.onnx'!r} and the installed "
-                f"onnx {onnx.__version__} knows 1 to {newest}; upgrade onnx or export an older one"
-            )
-    if not opsets:
-        # Before IR version 3 there was one opset.
-        if proto.ir_version >= 3:
-            raise InvalidModel("imports no opset; export it again")
-        opsets[""] = 1
-    return opsets
 
 
 def _one_line(message: str) -> str:

@@ -48,6 +48,17 @@ class Scope:
         self.captures[name] = input_node(position, outside.types[0])
         return self.captures[name]
 
+    def resolved(self, attributes: Sequence[onnx.AttributeProto]) -> Iterator[onnx.AttributeProto]:
+        """Attributes with references to the enclosing function's attributes replaced."""
+        for attribute in attributes:
+            if not attribute.ref_attr_name:
+                yield attribute
+            elif attribute.ref_attr_name in self.attrs:
+                replaced = onnx.AttributeProto()
+                replaced.CopyFrom(self.attrs[attribute.ref_attr_name])
+                replaced.name = attribute.name
+                yield replaced
+
     def define(self, name: str, node: Node | None) -> None:
         """Give a value its name, which must be new in this graph."""
         if name in self.values:

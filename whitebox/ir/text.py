@@ -41,11 +41,6 @@ def format_graph(graph: Graph) -> str:
     return "\n".join(_lines(graph, ""))
 
 
-def format_node(node: Node) -> str:
-    """One node as text, its inputs by digest."""
-    return f"{_types(node)} = {node.op}{_attributes(node)}"
-
-
 def _lines(graph: Graph, indent: str) -> Iterator[str]:
     declared = [node for model in graph.models.values() for _, node in model.inputs]
     nodes = topological([*declared, *graph.roots])
