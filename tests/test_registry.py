@@ -180,7 +180,7 @@ def test_what_is_missing_is_named(registry: Registry) -> None:
         registry.get("resnet")
     with pytest.raises(ModelNotFound, match="'resnet50' has no version 7: it has 1"):
         registry.get("resnet50", 7)
-    with pytest.raises(ModelNotFound, match="no model 'x' is registered in"):
+    with pytest.raises(ModelNotFound, match="no model 'x' is registered"):
         registry.remove("x")
     removed = registry.get("resnet50")
     registry.remove("resnet50")

@@ -179,7 +179,7 @@ class Registry:
             )
         close = difflib.get_close_matches(name, {known for known, _ in rows}, n=1)
         step = f"did you mean {close[0]!r}?" if close else "register it, or list what is there"
-        return ModelNotFound(f"no model {name[:200]!r} is registered in {self.home}: {step}")
+        return ModelNotFound(f"no model {name[:200]!r} is registered: {step}")
 
 
 def tensors_of(graph: Graph) -> Iterator[Tensor]:

@@ -20,7 +20,7 @@ import numpy as np
 from whitebox import config
 from whitebox.compiler.build import Progress
 from whitebox.compiler.target import host_target
-from whitebox.errors import InvalidName
+from whitebox.errors import InvalidName, Overloaded
 from whitebox.registry import Registry
 from whitebox.registry.records import ModelInfo, ModelRecord, Registration, validate_name
 from whitebox.runtime.engine import Engine, Runnable
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     import onnx
 
     from whitebox.runtime.explain import Explanation
+
+
+# Requests that may wait for a model or a shape to be loaded, which may mean to be compiled. More are
+# refused, so that a flood of new shapes cannot pile up work for hours.
+MAX_LOADING = 256
 
 
 class Runtime:
@@ -55,6 +60,7 @@ class Runtime:
         self._records = self._read_records()
         # Loading a model at a new shape may compile: it must not hold up callers or the engine.
         self._loaders = ThreadPoolExecutor(self.target.threads, thread_name_prefix="load")
+        self._loading = threading.BoundedSemaphore(MAX_LOADING)
 
     def register(
         self,
@@ -129,7 +135,10 @@ class Runtime:
         *,
         version: int | None = None,
     ) -> Future[dict[str, np.ndarray]]:
-        """As `predict`, queued. Feeds are checked at once and errors in them raised here."""
+        """As `predict`, queued. Feeds are checked at once and errors in them raised here.
+
+        Raises Overloaded when too many requests wait already.
+        """
         model = self._serve(name, version)
         values, shapes = model.check(feeds)
         wanted = model.check_outputs(outputs)
@@ -151,12 +160,16 @@ class Runtime:
                 queue(model.load(shapes, self.preparer, self.engine)[0])
             except BaseException as error:
                 reply.set_exception(error)
+            finally:
+                self._loading.release()
 
         work = model.find(shapes)
         if work is not None:
             queue(work)
-        else:
+        elif self._loading.acquire(blocking=False):
             self._loaders.submit(load_and_queue)
+        else:
+            raise Overloaded(f"{MAX_LOADING} requests wait for new shapes already; retry later")
         return reply
 
     def models(self) -> list[ModelInfo]:
