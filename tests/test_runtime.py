@@ -12,7 +12,7 @@ import onnx.parser
 import pytest
 
 import whitebox
-from whitebox.errors import InvalidInput, InvalidName, ModelNotFound
+from whitebox.errors import InvalidInput, InvalidName, ModelNotFound, Overloaded
 from whitebox.ir import onnx_schema
 from whitebox.runtime.memory import ALIGNMENT, Lifetime, plan_memory
 
@@ -328,3 +328,17 @@ def test_the_reference_is_what_the_kernels_compute(runtime: whitebox.Runtime) ->
     expected = onnx_schema.evaluate_graph(graph, [batch(3)])["y"]
     session = whitebox.InferenceSession(mlp(10))
     np.testing.assert_allclose(session.run(None, {"x": batch(3)})[0], expected, rtol=1e-4)
+
+
+def test_closing_answers_who_still_waits_for_a_shape(tmp_path: Path) -> None:
+    with whitebox.Runtime(tmp_path / "home", threads=1) as runtime:
+        runtime.register(mlp(11), "waiting")
+        replies = [runtime.submit("waiting", {"x": batch(n)}) for n in (21, 22, 23, 24)]
+    for n, reply in zip((21, 22, 23, 24), replies, strict=True):
+        error = reply.exception(60)
+        if error is None:
+            np.testing.assert_allclose(
+                reply.result()["y"], mlp_answer(mlp(11), batch(n)), rtol=1e-4
+            )
+        else:
+            assert isinstance(error, Overloaded)

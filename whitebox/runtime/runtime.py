@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from whitebox.runtime.explain import Explanation
 
 
-# Requests that may wait for a model or a shape to be loaded, which may mean to be compiled. More are
-# refused, so that a flood of new shapes cannot pile up work for hours.
+# Requests that may wait for a model or a shape to be loaded, which may mean to be compiled. More
+# are refused, so that a flood of new shapes cannot pile up work for hours.
 MAX_LOADING = 256
 
 
@@ -160,14 +160,17 @@ class Runtime:
                 queue(model.load(shapes, self.preparer, self.engine)[0])
             except BaseException as error:
                 reply.set_exception(error)
-            finally:
-                self._loading.release()
+
+        def loaded(task: Future[None]) -> None:
+            self._loading.release()
+            if task.cancelled():
+                reply.set_exception(Overloaded("the runtime is shutting down; ask another one"))
 
         work = model.find(shapes)
         if work is not None:
             queue(work)
         elif self._loading.acquire(blocking=False):
-            self._loaders.submit(load_and_queue)
+            self._loaders.submit(load_and_queue).add_done_callback(loaded)
         else:
             raise Overloaded(f"{MAX_LOADING} requests wait for new shapes already; retry later")
         return reply
