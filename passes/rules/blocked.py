@@ -14,8 +14,10 @@ from whitebox.passes.rules.transpose import permutation, transpose
 
 # Images have so few channels that padding them to a block would waste most of the work.
 FEW_CHANNELS = 4
-# A packed matrix has panels of up to this many vectors.
-PANEL_VECTORS = 4
+# Vectors a panel of a packed matrix may have, and the relative cost of a column in it: fewer vectors
+# need more loads for each multiply-add. 32 registers hold accumulators for four, 16 for two.
+PANEL_COSTS = {16: {4: 1.0, 3: 1.02, 2: 1.06, 1: 1.25}}
+_NARROW_PANEL_COSTS = {2: 1.0, 1: 1.25}
 
 # Finite → finite, whatever the padding lanes hold.
 _SAFE_UNARY = (
@@ -140,8 +142,14 @@ def _pack_depthwise_weight(weight: Node, lanes: int) -> Node:
 
 
 def panel_width(columns: int, lanes: int) -> int:
-    """Columns of a panel of packed weights: whole vectors, no wider than the matrix needs."""
-    return lanes * min(PANEL_VECTORS, -(-columns // lanes))
+    """Columns of a panel of packed weights: whole vectors, and little padding for their cost."""
+    costs = PANEL_COSTS.get(lanes, _NARROW_PANEL_COSTS)
+
+    def cost(vectors: int) -> float:
+        width = vectors * lanes
+        return -(-columns // width) * width * costs[vectors]
+
+    return lanes * min(costs, key=lambda vectors: (cost(vectors), -vectors))
 
 
 def _matmul(node: Node, lanes: int) -> Node | None:
