@@ -22,12 +22,13 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from whitebox.compiler.cache import KernelCache, kernel_key
+from whitebox.compiler.cache import KernelCache, kernel_key, variant_key
 from whitebox.compiler.target import Target
 from whitebox.compiler.worker import INTERPRETER, Answer, Job, read_message, write_message
-from whitebox.errors import CompileError
+from whitebox.errors import CompileError, NoSuchVariant
 from whitebox.ir import serial
 from whitebox.ir.graph import Graph
+from whitebox.passes.fuse import body_label
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +141,19 @@ class KernelBuilder:
                 )
         return key
 
+    def build_variant(self, key: str, body: Graph, variant: int) -> str | None:
+        """The key of another schedule of a kernel, compiled if need be; None when there is none.
+
+        Raises CompileError when it does not compile.
+        """
+        wanted = variant_key(key, variant)
+        if not self.cache.has(wanted):
+            try:
+                self._submit(wanted, serial.encode(body), variant).result()
+            except NoSuchVariant:
+                return None
+        return wanted
+
     def _build(
         self, missing: Mapping[str, bytes], total: int, progress: Progress | None
     ) -> BuildReport:
@@ -159,14 +173,15 @@ class KernelBuilder:
         compiled = len(missing) - len(failures)
         return BuildReport(compiled, total - len(missing), seconds, failures)
 
-    def _submit(self, key: str, body: bytes) -> Future[None]:
+    def _submit(self, key: str, body: bytes, variant: int = 0) -> Future[None]:
         """Queue a job unless the same kernel is being compiled already."""
         with self._lock:
             if key in self._pending:
                 return self._pending[key]
             future = self._pending[key] = Future()
             folder = str(self.cache.folder)
-            self._jobs.put(Job(key, body, dataclasses.asdict(self.target), folder))
+            target = dataclasses.asdict(self.target)
+            self._jobs.put(Job(key, body, target, folder, variant))
             if self._threads < min(self.workers, len(self._pending)):
                 self._threads += 1
                 threading.Thread(target=self._drive, daemon=True, name="compile").start()
@@ -186,8 +201,8 @@ class KernelBuilder:
                     worker = None
                     self._finish(job.key, error)
                 else:
-                    failed = CompileError(answer.error) if answer.error else None
-                    self._finish(job.key, failed)
+                    kind = NoSuchVariant if answer.exhausted else CompileError
+                    self._finish(job.key, kind(answer.error) if answer.error else None)
         finally:
             if worker is not None:
                 worker.close()
@@ -221,5 +236,4 @@ class KernelBuilder:
 
 def describe(body: Graph) -> str:
     """A kernel in words, for messages: its operators and result type."""
-    operators = "+".join(n.op for n in body.nodes if n.op not in ("Input", "Constant", "Output"))
-    return f"kernel {operators} → {', '.join(str(node.type) for node in body.roots)}"
+    return f"kernel {body_label(body)} → {', '.join(str(node.type) for node in body.roots)}"

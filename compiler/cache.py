@@ -53,6 +53,11 @@ def kernel_key(body: Graph, target: Target) -> str:
     return hashlib.sha256(parts.encode()).hexdigest()[:40]
 
 
+def variant_key(key: str, variant: int) -> str:
+    """The address of the same kernel with another schedule; variant 0 is the kernel itself."""
+    return hashlib.sha256(f"{key}\0{variant}".encode()).hexdigest()[:40] if variant else key
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Create or replace `path` with `data`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +103,21 @@ class KernelCache:
         """Store an object file. ELF readers ignore what follows the sections."""
         write_atomically(self.path(key), object_file + hashlib.sha256(object_file).digest())
         return self.path(key)
+
+    def resolve(self, key: str) -> str:
+        """The key of the variant that tuning has found best; the key itself when none is there."""
+        try:
+            tuned = self._choice(key).read_text()
+        except OSError:
+            return key
+        return tuned if self.has(tuned) else key
+
+    def choose(self, key: str, tuned: str) -> None:
+        """Have `key` resolve to the variant `tuned` from now on, in every process."""
+        write_atomically(self._choice(key), tuned.encode())
+
+    def _choice(self, key: str) -> Path:
+        return self.path(key).with_suffix(".tuned")
 
     def sizes(self) -> tuple[int, int]:
         """(entries, bytes)."""

@@ -19,6 +19,7 @@ import msgspec
 from whitebox import config
 from whitebox.compiler.cache import KernelCache
 from whitebox.compiler.target import Target
+from whitebox.errors import NoSuchVariant
 
 # The name under which every object file exports its function.
 ENTRY = "whitebox_kernel"
@@ -27,20 +28,28 @@ INTERPRETER = b"interpreter"
 
 
 class Job(msgspec.Struct):
-    """One kernel to compile: its key, its body (serial form) and what to compile it for."""
+    """One kernel to compile: its key, its body (serial form) and what to compile it for.
+
+    Variant 0 has the schedule that the cost model likes best, others what it likes less.
+    """
 
     key: str
     body: bytes
     target: dict[str, Any]
     folder: str
+    variant: int = 0
 
 
 class Answer(msgspec.Struct):
-    """What became of a job: `error` is empty when the object file is in the cache."""
+    """What became of a job: `error` is empty when the object file is in the cache.
+
+    `exhausted` says that the kernel has no such variant.
+    """
 
     key: str
     error: str = ""
     seconds: float = 0.0
+    exhausted: bool = False
 
 
 def read_message(stream: IO[bytes]) -> bytes | None:
@@ -80,7 +89,7 @@ def _lowered(job: Job) -> tuple[Any, Target]:
         raise ValueError(f"a kernel body refers to the weights {digest}: they must be arguments")
 
     body = serial.decode(job.body, missing)
-    module = lower(body, target, ENTRY)
+    module = lower(body, target, ENTRY, job.variant)
     _dump(job.key, module)
     return module, target
 
@@ -121,9 +130,11 @@ def main() -> None:
     while (message := read_message(sys.stdin.buffer)) is not None:
         job = decoder.decode(message)
         start = time.perf_counter()
+        error, exhausted = "", False
         try:
             compile_job(job)
-            error = ""
+        except NoSuchVariant as caught:
+            error, exhausted = str(caught), True
         except Exception as caught:
             # The first line says what is wrong; TVM adds the whole program after it.
             error = f"{type(caught).__name__}: {str(caught).strip().partition(chr(10))[0]}"
@@ -131,7 +142,7 @@ def main() -> None:
                 import traceback
 
                 traceback.print_exc()
-        answer = Answer(job.key, error, time.perf_counter() - start)
+        answer = Answer(job.key, error, time.perf_counter() - start, exhausted)
         write_message(answers, msgspec.msgpack.encode(answer))
 
 

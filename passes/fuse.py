@@ -48,7 +48,11 @@ def is_view(node: Node) -> bool:
 
 def label(fused: Node) -> str:
     """What a Fused node computes, for people: "Conv+Add+Relu"."""
-    body: Graph = fused.attr("body")
+    return body_label(fused.attr("body"))
+
+
+def body_label(body: Graph) -> str:
+    """What the body of a Fused node computes, for people."""
     names = [n.op for n in body.nodes if n.op not in (INPUT, CONSTANT, OUTPUT)]
     return "+".join(name.removeprefix("whitebox.") for name in names)
 

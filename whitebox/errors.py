@@ -81,6 +81,10 @@ class CompileError(WhiteboxError):
     """A kernel could not be compiled. Names the kernel, and keeps the compiler's own words."""
 
 
+class NoSuchVariant(CompileError):
+    """A kernel has fewer schedules than the one asked for. Ends a search; no user sees it."""
+
+
 class VerifyError(WhiteboxError):
     """A pass produced a graph that breaks an invariant. Names the pass and the node."""
 

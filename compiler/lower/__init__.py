@@ -32,7 +32,7 @@ from whitebox.compiler.lower import (  # noqa: F401 - each registers the operato
 from whitebox.compiler.lower.anchored import lower_anchored
 from whitebox.compiler.lower.value import EMITTERS, Body, Value, const, from_array
 from whitebox.compiler.target import Target
-from whitebox.errors import CompileError
+from whitebox.errors import CompileError, NoSuchVariant
 from whitebox.ir.graph import CONSTANT, INPUT, OUTPUT, Graph, Node
 from whitebox.ir.types import TensorType
 from whitebox.kernels.cpu.nest import Array, sequence
@@ -40,9 +40,18 @@ from whitebox.kernels.cpu.nest import Array, sequence
 __all__ = ["lower"]
 
 
-def lower(body: Graph, target: Target, name: str) -> tvm.IRModule:
-    """The scheduled module of one kernel: function `name`, inputs then results as parameters."""
-    return lower_anchored(body, target, name, emit) or _nest(body, target, name)
+def lower(body: Graph, target: Target, name: str, variant: int = 0) -> tvm.IRModule:
+    """The scheduled module of one kernel: function `name`, inputs then results as parameters.
+
+    Variants above 0 are other schedules of a template, in the order of its cost model. Raises
+    NoSuchVariant beyond the last.
+    """
+    anchored = lower_anchored(body, target, name, emit, variant)
+    if anchored is not None:
+        return anchored
+    if variant:
+        raise NoSuchVariant("plain loop nests have one schedule")
+    return _nest(body, target, name)
 
 
 def _nest(body: Graph, target: Target, name: str) -> tvm.IRModule:

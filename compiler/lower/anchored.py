@@ -17,6 +17,7 @@ from tvm import s_tir, te, tirx
 from whitebox.compiler.lower.templates import TEMPLATES
 from whitebox.compiler.lower.value import Axes, Body, Scope, Value
 from whitebox.compiler.target import Target
+from whitebox.errors import NoSuchVariant
 from whitebox.ir.graph import Graph, Node
 from whitebox.kernels.cpu.affine import Index, Loop
 
@@ -86,12 +87,25 @@ def find_anchor(body: Graph, target: Target) -> tuple[Node, Any] | None:
     return found[0] if outputs[0][1].tensor.dims == found[0][0].tensor.dims else None
 
 
-def lower_anchored(body: Graph, target: Target, name: str, emit: Emit) -> tvm.IRModule | None:
+def alternative(template: Any, variant: int) -> Any:
+    """The template with the parameters that its cost model ranks at `variant`."""
+    if variant == 0:
+        return template
+    others = template.alternatives() if hasattr(template, "alternatives") else ()
+    if variant > len(others):
+        raise NoSuchVariant(f"{type(template).__name__} has {len(others) + 1} schedules")
+    return others[variant - 1]
+
+
+def lower_anchored(
+    body: Graph, target: Target, name: str, emit: Emit, variant: int = 0
+) -> tvm.IRModule | None:
     """The scheduled module, or None when no template takes this body."""
     anchored = find_anchor(body, target)
     if anchored is None:
         return None
     anchor, template = anchored
+    template = alternative(template, variant)
     placeholders: dict[Node, Any] = {}
     known: dict[Node, tuple[Value, ...]] = {}
     for position, (_, node) in enumerate(body.model.inputs):

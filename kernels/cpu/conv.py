@@ -26,7 +26,14 @@ from math import gcd, prod
 from typing import Any
 
 from whitebox.kernels.cpu import conv_stages
-from whitebox.kernels.cpu.conv_tiling import Extents, Tile, ceil_div, choose_tile, cycles
+from whitebox.kernels.cpu.conv_tiling import (
+    Extents,
+    Tile,
+    ceil_div,
+    choose_tile,
+    cycles,
+    ranked_tiles,
+)
 
 # Reducing fewer channels than this at a time costs more in loop overhead than zero channels do.
 _LEAST_CHANNEL_STEP = 4
@@ -102,6 +109,21 @@ class Conv2d:
             tile=tiles[best],
             flat=choices[best] is not row,
         )
+
+    def alternatives(self) -> tuple[Conv2d, ...]:
+        """The templates with the next best tiles, for measuring which is really the best."""
+        oh, ow = self.out_size
+        extents = Extents(
+            rows=self.x_shape[0] * (1 if self.flat else oh),
+            columns=oh * ow if self.flat else ow,
+            out_blocks=self.out_blocks,
+            taps=self.in_channels * self.kernel[0] * self.kernel[1],
+            read_vectors=prod(self.x_shape) // self.lanes,
+            copied=any(self.pads),
+            overlapping=not self.blocked and self.kernel[1] > self.strides[1],
+        )
+        ranked = ranked_tiles(extents, self.lanes, self.threads)
+        return tuple(replace(self, tile=tile) for tile in ranked if tile != self.tile)
 
     @property
     def blocked(self) -> bool:

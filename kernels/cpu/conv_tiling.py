@@ -84,6 +84,13 @@ def cycles(extents: Extents, tile: Tile, lanes: int, threads: int) -> float:
     return ceil_div(units, threads) * per_tile + copied * _COPY_CYCLES_PER_VECTOR / threads
 
 
+def ranked_tiles(extents: Extents, lanes: int, threads: int, most: int = 8) -> list[Tile]:
+    """The tiles with the least estimated times, the best first."""
+    tiles = register_tiles(lanes, extents.overlapping)
+    ranked = sorted(tiles, key=lambda tile: cycles(extents, tile, lanes, threads))
+    return ranked[:most]
+
+
 def choose_tile(extents: Extents, lanes: int, threads: int, whole: bool = False) -> Tile:
     """The tile with the least estimated time; the larger one where several tie.
 

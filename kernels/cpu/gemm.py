@@ -8,7 +8,7 @@ packing of weights need no TVM. Nothing here knows a Graph.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from whitebox.kernels.cpu.gemm_tiles import (
     Tiles,
     choose_mt,
     choose_nt,
+    most_rows,
     schedule_tiles,
     tile_product,
 )
@@ -68,6 +69,15 @@ class MatMul:
         batch, k = math.prod(batch_dims), a_shape[-1]
         mt = choose_mt(m, k, nt, lanes, columns=batch * -(-n // nt), threads=threads)
         return cls(tuple(a_shape), Tiles(batch, m, k, n, mt, nt, lanes, threads))
+
+    def alternatives(self) -> tuple[MatMul, ...]:
+        """The templates with tiles of other heights, for measuring which is really the best."""
+        heights = range(1, most_rows(self.tiles.nt, self.tiles.lanes, self.tiles.m) + 1)
+        return tuple(
+            replace(self, tiles=replace(self.tiles, mt=mt))
+            for mt in reversed(heights)
+            if mt != self.tiles.mt
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -90,10 +90,15 @@ def choose_nt(n: int, lanes: int) -> int:
     )
 
 
+def most_rows(nt: int, lanes: int, m: int) -> int:
+    """The most rows of a register tile of `nt` columns that fit the registers."""
+    return max(1, min(m, _ACCUMULATORS.get(lanes, 12) // (nt // lanes)))
+
+
 def choose_mt(m: int, k: int, nt: int, lanes: int, *, columns: int, threads: int) -> int:
     """Rows of a register tile, given that `columns` = batch × panels tiles lie side by side."""
     vectors = nt // lanes
-    most = max(1, min(m, _ACCUMULATORS.get(lanes, 12) // vectors))
+    most = most_rows(nt, lanes, m)
     if k * 4 % _ALIAS_BYTES == 0:
         most = min(most, _WAYS)
 

@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from whitebox import config
-from whitebox.cli import doctor, explain, opt, predict, register, serve, show, unregister
+from whitebox.cli import doctor, explain, opt, predict, register, serve, show, tune, unregister
 from whitebox.cli import list as list_
 from whitebox.errors import WhiteboxError
 
@@ -38,6 +38,7 @@ app.command("unregister")(unregister.run)
 app.command("serve")(serve.run)
 app.command("predict")(predict.run)
 app.command("explain")(explain.run)
+app.command("tune")(tune.run)
 app.command("opt")(opt.run)
 app.command("doctor")(doctor.run)
 

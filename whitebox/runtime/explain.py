@@ -111,7 +111,7 @@ def explain(
 ) -> Explanation:
     """Run the passes again with their decisions recorded, and profile a real run."""
     if feeds is None:
-        feeds = _seeded_feeds(model, record)
+        feeds = seeded_feeds(model, record)
     values, shapes = model.check(feeds)
     work, _ = model.load(shapes, preparer, engine)
     version = None if record is None else record.version
@@ -148,8 +148,8 @@ class _Profiled:
         return seconds
 
 
-def _seeded_feeds(model: ServedModel, record: ModelRecord | None) -> dict[str, np.ndarray]:
-    """Random inputs at the registered (or default) shapes."""
+def seeded_feeds(model: ServedModel, record: ModelRecord | None) -> dict[str, np.ndarray]:
+    """Random inputs at the registered (or default) shapes. Raises InvalidInput if they are open."""
     stored = record.metadata.get("shapes") if record is not None else None
     shapes = stored or default_shapes(model.inputs)
     if shapes is None:

@@ -97,7 +97,8 @@ class KernelLibrary:
                         f"kernel {key[:12]} is missing from {self._cache.folder}; "
                         "register the model again"
                     )
-                module = _session(self._threads).load_module(str(self._cache.path(key)))
+                path = self._cache.path(self._cache.resolve(key))
+                module = _session(self._threads).load_module(str(path))
                 self._loaded[key] = (module, module.get_function(ENTRY))
             return self._loaded[key][1]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import onnx
 
     from whitebox.runtime.explain import Explanation
+    from whitebox.runtime.tune import Tuned
 
 
 # Requests that may wait for a model or a shape to be loaded, which may mean to be compiled. More
@@ -206,6 +207,28 @@ class Runtime:
 
         record = self._record(name, version)
         return explain(self._serve(name, version), self.preparer, self.engine, feeds, record)
+
+    def tune(
+        self,
+        name: str,
+        version: int | None = None,
+        *,
+        feeds: Mapping[str, np.ndarray] | None = None,
+        seconds: float = 60.0,
+        tell: Callable[[Tuned], None] = lambda tuned: None,
+    ) -> list[Tuned]:
+        """Measure other schedules of a model's hottest kernels on `feeds` (or seeded inputs).
+
+        Spends about `seconds`. What wins is used from the next load on, by every model that shares
+        the kernel. `tell` hears of each kernel. Raises as `explain` does.
+        """
+        from whitebox.runtime.explain import seeded_feeds
+        from whitebox.runtime.tune import tune
+
+        record = self._record(name, version)
+        model = self._serve(name, version)
+        given = seeded_feeds(model, record) if feeds is None else feeds
+        return tune(model, self.preparer, self.engine, given, seconds, tell)
 
     def warm(self, progress: Progress | None = None) -> None:
         """Load every model's newest version at its registered shapes, before the first request."""
