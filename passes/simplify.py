@@ -10,6 +10,7 @@ from whitebox.ir.graph import Graph
 from whitebox.passes.rewrite import Rule, rewrite
 from whitebox.passes.rules.affine import AFFINE
 from whitebox.passes.rules.algebra import ALGEBRA
+from whitebox.passes.rules.ml import MACHINE_LEARNING
 from whitebox.passes.rules.movement import MOVEMENT
 from whitebox.passes.rules.norm import NORM
 from whitebox.passes.rules.precision import PRECISION
@@ -22,4 +23,12 @@ def simplify(graph: Graph) -> Graph:
 
 
 # The order matters only where two rules match the same node: the first one wins.
-RULES: tuple[Rule, ...] = (*PRECISION, *NORM, *AFFINE, *MOVEMENT, *ALGEBRA, *TRANSPOSE)
+RULES: tuple[Rule, ...] = (
+    *MACHINE_LEARNING,
+    *PRECISION,
+    *NORM,
+    *AFFINE,
+    *MOVEMENT,
+    *ALGEBRA,
+    *TRANSPOSE,
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from whitebox.errors import InvalidModel, VerifyError
 from whitebox.ir import ops
 from whitebox.ir.graph import CONSTANT, INPUT, OUTPUT, WEIGHT, Graph, Node
+from whitebox.ir.types import TensorType, Type
 
 
 def verify(graph: Graph) -> Graph:
@@ -42,5 +43,17 @@ def verify_signature(before: Graph, after: Graph) -> None:
             if [n for n, _ in old] != [n for n, _ in new]:
                 raise VerifyError(f"model {name}: the {side} changed their names or order")
             for (tensor, was), (_, now) in zip(old, new, strict=True):
-                if was.type != now.type:
+                if not refines(now.type, was.type):
                     raise VerifyError(f"model {name}: {tensor} was {was.type}, is {now.type}")
+
+
+def refines(type: Type, other: Type) -> bool:
+    """Whether `type` is `other`, or says more where `other` leaves something open."""
+    if not isinstance(type, TensorType) or not isinstance(other, TensorType):
+        return type == other
+    if type.dtype != other.dtype or other.shape is None:
+        return type.dtype == other.dtype
+    if type.shape is None or len(type.shape) != len(other.shape):
+        return False
+    pairs = zip(type.shape, other.shape, strict=True)
+    return all(was == now or not isinstance(was, int) for now, was in pairs)

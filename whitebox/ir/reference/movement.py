@@ -27,6 +27,16 @@ def _size(node: Node, values: Values) -> Any:
     return np.array(values[0].size, np.int64)
 
 
+@means("GatherElements")
+def _gather_elements(node: Node, values: Values) -> Any:
+    data, indices = values
+    axis = node.attr("axis", 0) % data.ndim
+    # onnx's own reference fails where a dimension of the indices has size 1.
+    places = list(np.ogrid[tuple(slice(dim) for dim in indices.shape)])
+    places[axis] = indices
+    return data[tuple(places)]
+
+
 @means("Gather")
 def _gather(node: Node, values: Values) -> Any:
     return np.take(values[0], values[1].astype(np.int64), axis=node.attr("axis", 0))

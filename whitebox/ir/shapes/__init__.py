@@ -5,6 +5,7 @@ from whitebox.ir.shapes import (  # noqa: F401  (importing registers the rules)
     control,
     elementwise,
     linear,
+    ml,
     movement,
     reduction,
     spatial,

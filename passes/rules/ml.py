@@ -1,0 +1,174 @@
+"""Operators of ai.onnx.ml that are linear algebra or look-ups in disguise, spelled out.
+
+What they hold as attributes becomes constants, so that models of one form share kernels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from whitebox.ir import ops
+from whitebox.ir.graph import Node, constant
+from whitebox.ir.types import ONNX_DTYPES, TensorType
+from whitebox.passes.rewrite import Rule, rule
+from whitebox.passes.rules.algebra import reshape
+from whitebox.passes.rules.trees import forest_of, tree_scores
+
+ML = "ai.onnx.ml."
+_FLOAT32 = ONNX_DTYPES.index("float32")
+
+
+def as_floats(x: Node | None) -> Node | None:
+    """A matrix of numbers as float32; None when `x` is something else."""
+    if x is None or not isinstance(x.type, TensorType) or not x.type.is_static:
+        return None
+    if x.type.rank != 2 or x.type.dtype in ("string", "float64"):
+        return None
+    return x if x.type.dtype == "float32" else ops.node("Cast", x, to=_FLOAT32)
+
+
+def _vector(values: tuple[float, ...]) -> Node:
+    return constant(np.asarray(values, np.float32))
+
+
+@rule(ML + "Scaler")
+def scaler(node: Node) -> Node | None:
+    """Scaler(x) = (x - offset) · scale"""
+    x = as_floats(node.inputs[0])
+    if x is None:
+        return None
+    offset, scale = node.attr("offset", (0.0,)), node.attr("scale", (1.0,))
+    return ops.node("Mul", ops.node("Sub", x, _vector(offset)), _vector(scale))
+
+
+@rule(ML + "ArrayFeatureExtractor")
+def array_feature_extractor(node: Node) -> Node | None:
+    """ArrayFeatureExtractor(x, i) = Gather(x, i) along the last axis"""
+    x, indices = node.inputs
+    if x is None or indices is None or not isinstance(x.type, TensorType) or not x.type.shape:
+        return None
+    if not x.type.is_static or not indices.tensor.is_static:
+        return None
+    flat = ops.node("Reshape", indices, constant(np.array([-1], np.int64)))
+    found = ops.node("Gather", x, flat, axis=x.type.rank - 1)
+    dims = (*(x.type.dims[:-1] or (1,)), indices.tensor.size)
+    return reshape(found, dims)
+
+
+def _linear(x: Node, coefficients: tuple[float, ...], intercepts: tuple[float, ...]) -> Node:
+    """x · Wᵀ + b, one row of coefficients a result."""
+    features = x.tensor.dims[1]
+    weight = np.asarray(coefficients, np.float32).reshape(-1, features).T
+    product = ops.node("MatMul", x, constant(np.ascontiguousarray(weight)))
+    return ops.node("Add", product, _vector(intercepts)) if intercepts else product
+
+
+def transformed(scores: Node, transform: str) -> Node | None:
+    """Scores after ONNX's `post_transform`; None for the unusual ones."""
+    match transform:
+        case "NONE":
+            return scores
+        case "LOGISTIC":
+            return ops.node("Sigmoid", scores)
+        case "SOFTMAX":
+            return ops.node("Softmax", scores, axis=1)
+    return None
+
+
+@rule(ML + "LinearRegressor")
+def linear_regressor(node: Node) -> Node | None:
+    """LinearRegressor(x) = transform(x · Wᵀ + b)"""
+    x = as_floats(node.inputs[0])
+    coefficients = node.attr("coefficients", ())
+    if x is None or len(coefficients) != x.tensor.dims[1] * node.attr("targets", 1):
+        return None
+    scores = _linear(x, coefficients, node.attr("intercepts", ()))
+    return transformed(scores, node.attr("post_transform", "NONE"))
+
+
+def _labels(node: Node, scores: Node, key: str) -> Node | None:
+    """The integer label of each row's largest score; None for labels that are strings."""
+    labels = node.attr(key)
+    if not labels:
+        return None
+    largest = ops.node("ArgMax", scores, axis=1, keepdims=0)
+    if tuple(labels) == tuple(range(len(labels))):
+        return largest
+    return ops.node("Gather", constant(np.asarray(labels, np.int64)), largest, axis=0)
+
+
+@rule("Output")
+def linear_classifier(node: Node) -> Node | None:
+    """LinearClassifier(x) = (label of the largest score, transform(x · Wᵀ + b)), a row a class"""
+    source = node.inputs[0]
+    if source is None or source.op != ML + "LinearClassifier":
+        return None
+    x = as_floats(source.inputs[0])
+    coefficients = source.attr("coefficients", ())
+    classes = source.attr("classlabels_ints") or source.attr("classlabels_strings") or ()
+    if x is None or len(classes) < 2 or len(coefficients) != x.tensor.dims[1] * len(classes):
+        return None
+    scores = _linear(x, coefficients, source.attr("intercepts", ()))
+    if node.attr("index") == 1:
+        return transformed(scores, source.attr("post_transform", "NONE"))
+    return _labels(source, scores, "classlabels_ints")
+
+
+@rule(ML + "TreeEnsembleRegressor")
+def tree_regressor(node: Node) -> Node | None:
+    """TreeEnsembleRegressor(x) = Σ leaves, found by depth look-ups in all trees at once"""
+    x = as_floats(node.inputs[0])
+    forest = forest_of(node, "target", node.attr("n_targets", 1))
+    if x is None or forest is None:
+        return None
+    scores = tree_scores(x, forest, node.attr("aggregate_function", "SUM"))
+    if scores is None:
+        return None
+    return transformed(scores, node.attr("post_transform", "NONE"))
+
+
+@rule("Output")
+def tree_classifier(node: Node) -> Node | None:
+    """TreeEnsembleClassifier(x) = (label of the largest score, transform(Σ leaves))"""
+    source = node.inputs[0]
+    if source is None or source.op != ML + "TreeEnsembleClassifier":
+        return None
+    x = as_floats(source.inputs[0])
+    classes = source.attr("classlabels_int64s") or source.attr("classlabels_strings") or ()
+    # With weights for one class only, ONNX means the two classes of a binary decision.
+    binary = len(classes) == 2 and len(set(source.attr("class_ids", ()))) == 1
+    if len(classes) < 2:
+        return None
+    forest = forest_of(source, "class", 1 if binary else len(classes))
+    if x is None or forest is None:
+        return None
+    scores = tree_scores(x, forest, "SUM")
+    if scores is None:
+        return None
+    transform = source.attr("post_transform", "NONE")
+    if binary:
+        # As onnxruntime has it: weights that are all positive are a probability.
+        probability = min(source.attr("class_weights")) >= 0
+        scores = _both_classes(scores, probability)
+        transform = "NONE" if probability and transform == "LOGISTIC" else transform
+    if node.attr("index") == 1:
+        return transformed(scores, transform)
+    return _labels(source, scores, "classlabels_int64s")
+
+
+def _both_classes(score: Node, probability: bool) -> Node:
+    """[rows, 2] from the score of the second class: 1 - s and s, or -s and s."""
+    other = ops.node("Neg", score)
+    if probability:
+        other = ops.node("Add", other, _vector((1.0,)))
+    return ops.node("Concat", other, score, axis=1)
+
+
+MACHINE_LEARNING: tuple[Rule, ...] = (
+    scaler,
+    array_feature_extractor,
+    linear_regressor,
+    linear_classifier,
+    tree_regressor,
+    tree_classifier,
+)
