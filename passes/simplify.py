@@ -13,7 +13,9 @@ from whitebox.passes.rules.algebra import ALGEBRA
 from whitebox.passes.rules.movement import MOVEMENT
 from whitebox.passes.rules.norm import NORM
 from whitebox.passes.rules.precision import PRECISION
+from whitebox.passes.rules.table import TABLE
 from whitebox.passes.rules.transpose import TRANSPOSE
+from whitebox.passes.rules.unit_axes import UNIT_AXES
 
 
 def simplify(graph: Graph) -> Graph:
@@ -22,4 +24,13 @@ def simplify(graph: Graph) -> Graph:
 
 
 # The order matters only where two rules match the same node: the first one wins.
-RULES: tuple[Rule, ...] = (*PRECISION, *NORM, *AFFINE, *MOVEMENT, *ALGEBRA, *TRANSPOSE)
+RULES: tuple[Rule, ...] = (
+    *PRECISION,
+    *NORM,
+    *AFFINE,
+    *MOVEMENT,
+    *ALGEBRA,
+    *TABLE,
+    *TRANSPOSE,
+    *UNIT_AXES,
+)
