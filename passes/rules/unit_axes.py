@@ -83,12 +83,15 @@ def unit_view_above_transpose(node: Node) -> Node | None:
     if source is None or not source.tensor.is_static:
         return None
     perm, wide, rank = permutation(turned), _wide(source.tensor.dims), node.tensor.rank
-    units = iter(range(len(wide), rank))
+    # The others come first: what a matrix product reads are the last two.
+    first = rank - len(wide)
+    units = iter(range(first))
     order = [
-        wide.index(perm[place[axis]]) if axis in place else next(units) for axis in range(rank)
+        first + wide.index(perm[place[axis]]) if axis in place else next(units)
+        for axis in range(rank)
     ]
     dims = [source.tensor.dims[axis] for axis in wide]
-    return transpose(reshape(source, (*dims, *[1] * (rank - len(dims)))), tuple(order))
+    return transpose(reshape(source, (*[1] * first, *dims)), tuple(order))
 
 
 @rule("Conv")
