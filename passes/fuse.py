@@ -220,11 +220,15 @@ def _absorb_producers(
     for node in graph.nodes:
         if node not in groups or node.op not in TAKES_PRODUCERS:
             continue
-        source = node.inputs[0]
+        source, reader = node.inputs[0], node
+        view = source if source is not None and node.op in MOVES and _is_inner_view(source) else None
+        if view is not None and view not in outputs and set(users[view]) == {node}:
+            # Between two moves, as in a channel shuffle, another shape is index arithmetic.
+            source, reader = view.inputs[0], view
         producer = groups.get(source) if source is not None else None
         if source is None or producer is None or producer.sink is not source:
             continue
-        if producer.anchor is not None or source in outputs or set(users[source]) != {node}:
+        if producer.anchor is not None or source in outputs or set(users[source]) != {reader}:
             continue
         consumer = groups[node]
         if producer is consumer or len(producer.members) + len(consumer.members) > MAX_MEMBERS:
@@ -232,6 +236,15 @@ def _absorb_producers(
         if producer.moves and consumer.anchor is not None:
             continue
         _merge(groups, producer, consumer)
+        if reader is not node:
+            consumer.members.add(reader)
+            groups[reader] = consumer
+
+
+def _is_inner_view(node: Node) -> bool:
+    """Whether a node is a view of static shape that a loop nest can take as index arithmetic."""
+    shape = node.inputs[1] if node.op == "Reshape" else None
+    return shape is not None and shape.is_constant and node.tensor.is_static
 
 
 def _wrap(group: _Group, ordered: list[Node], new: dict[Node, Node]) -> Node:
