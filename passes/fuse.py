@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from whitebox.ir import ops
 from whitebox.ir.graph import (
@@ -221,10 +222,9 @@ def _absorb_producers(
         if node not in groups or node.op not in TAKES_PRODUCERS:
             continue
         source, reader = node.inputs[0], node
-        view = source if source is not None and node.op in MOVES and _is_inner_view(source) else None
-        if view is not None and view not in outputs and set(users[view]) == {node}:
+        if node.op in MOVES and _is_inner_view(source, outputs) and set(users[source]) == {node}:
             # Between two moves, as in a channel shuffle, another shape is index arithmetic.
-            source, reader = view.inputs[0], view
+            source, reader = source.inputs[0], source
         producer = groups.get(source) if source is not None else None
         if source is None or producer is None or producer.sink is not source:
             continue
@@ -241,9 +241,11 @@ def _absorb_producers(
             groups[reader] = consumer
 
 
-def _is_inner_view(node: Node) -> bool:
+def _is_inner_view(node: Node | None, outputs: set[Node]) -> TypeGuard[Node]:
     """Whether a node is a view of static shape that a loop nest can take as index arithmetic."""
-    shape = node.inputs[1] if node.op == "Reshape" else None
+    if node is None or node.op != "Reshape" or node in outputs:
+        return False
+    shape = node.inputs[1]
     return shape is not None and shape.is_constant and node.tensor.is_static
 
 
