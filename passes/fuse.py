@@ -221,7 +221,8 @@ def _absorb_producers(
     for node in graph.nodes:
         if node not in groups or node.op not in TAKES_PRODUCERS:
             continue
-        source, reader = node.inputs[0], node
+        source: Node | None = node.inputs[0]
+        reader = node
         if node.op in MOVES and _is_inner_view(source, outputs) and set(users[source]) == {node}:
             # Between two moves, as in a channel shuffle, another shape is index arithmetic.
             source, reader = source.inputs[0], source
