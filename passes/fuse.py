@@ -225,7 +225,8 @@ def _absorb_producers(
         reader = node
         if node.op in MOVES and _is_inner_view(source, outputs) and set(users[source]) == {node}:
             # Between two moves, as in a channel shuffle, another shape is index arithmetic.
-            source, reader = source.inputs[0], source
+            reader = source
+            source = reader.inputs[0]
         producer = groups.get(source) if source is not None else None
         if source is None or producer is None or producer.sink is not source:
             continue
