@@ -44,7 +44,8 @@ def compiler_version() -> str:
 @cache
 def pipeline_version() -> str:
     """Identity of everything between an imported graph and its plan."""
-    return f"{compiler_version()}-{_source_digest('passes', 'compiler', 'whitebox/ir')}"
+    sources = _source_digest("passes", "compiler", "whitebox/ir", "whitebox/runtime")
+    return f"{compiler_version()}-{sources}"
 
 
 def kernel_key(body: Graph, target: Target) -> str:

@@ -2,11 +2,13 @@
 
 Two models of one architecture have the same structure: equal graphs once each large constant is
 replaced by a numbered placeholder. Passes, plans and kernels are made for the structure, so the
-second model of an architecture runs no pass and compiles nothing. Scalars and small integer
-tensors (shapes, axes) stay: passes decide by their values.
+second model of an architecture runs no pass and compiles nothing. Scalars, small integer tensors
+(shapes, axes) and ranges (positions, classes) stay: passes decide by their values.
 """
 
 from __future__ import annotations
+
+import numpy as np
 
 from whitebox.ir.graph import CONSTANT, WEIGHT, Graph, Node, Tensor, constant, weight_node
 from whitebox.ir.types import TensorType
@@ -14,6 +16,8 @@ from whitebox.ir.types import TensorType
 # Up to here, a constant is part of the structure.
 SMALL_FLOAT_ELEMENTS = 16
 SMALL_BYTES = 1024
+# Up to here, a range of integers is.
+RANGE_BYTES = 1 << 16
 
 
 def take_weights(graph: Graph) -> tuple[Graph, tuple[Tensor, ...]]:
@@ -49,4 +53,13 @@ def _is_weight(node: Node) -> bool:
     if not isinstance(type, TensorType) or type.dtype == "string":
         return False
     floating = "float" in type.dtype or "complex" in type.dtype
-    return type.nbytes > SMALL_BYTES or (floating and type.size > SMALL_FLOAT_ELEMENTS)
+    if floating:
+        return type.nbytes > SMALL_BYTES or type.size > SMALL_FLOAT_ELEMENTS
+    return type.nbytes > SMALL_BYTES and not _is_range(node, type)
+
+
+def _is_range(node: Node, type: TensorType) -> bool:
+    """Whether a tensor counts 0, 1, 2, … : nothing that training could have changed."""
+    if type.nbytes > RANGE_BYTES or "int" not in type.dtype:
+        return False
+    return np.array_equal(node.value.reshape(-1), np.arange(type.size))

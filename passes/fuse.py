@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from whitebox.ir import ops
 from whitebox.ir.graph import (
@@ -224,11 +225,16 @@ def _absorb_producers(
     for node in graph.nodes:
         if node not in groups or node.op not in TAKES_PRODUCERS:
             continue
-        source = node.inputs[0]
+        source: Node | None = node.inputs[0]
+        reader = node
+        if node.op in MOVES and _is_inner_view(source, outputs) and set(users[source]) == {node}:
+            # Between two moves, as in a channel shuffle, another shape is index arithmetic.
+            reader = source
+            source = reader.inputs[0]
         producer = groups.get(source) if source is not None else None
         if source is None or producer is None or producer.sink is not source:
             continue
-        if producer.anchor is not None or source in outputs or set(users[source]) != {node}:
+        if producer.anchor is not None or source in outputs or set(users[source]) != {reader}:
             continue
         consumer = groups[node]
         if producer is consumer or len(producer.members) + len(consumer.members) > MAX_MEMBERS:
@@ -236,6 +242,17 @@ def _absorb_producers(
         if producer.moves and consumer.anchor is not None:
             continue
         _merge(groups, producer, consumer)
+        if reader is not node:
+            consumer.members.add(reader)
+            groups[reader] = consumer
+
+
+def _is_inner_view(node: Node | None, outputs: set[Node]) -> TypeGuard[Node]:
+    """Whether a node is a view of static shape that a loop nest can take as index arithmetic."""
+    if node is None or node.op != "Reshape" or node in outputs:
+        return False
+    shape = node.inputs[1]
+    return shape is not None and shape.is_constant and node.tensor.is_static
 
 
 def _wrap(group: _Group, ordered: list[Node], new: dict[Node, Node]) -> Node:

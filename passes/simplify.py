@@ -14,7 +14,9 @@ from whitebox.passes.rules.ml import MACHINE_LEARNING
 from whitebox.passes.rules.movement import MOVEMENT
 from whitebox.passes.rules.norm import NORM
 from whitebox.passes.rules.precision import PRECISION
+from whitebox.passes.rules.table import TABLE
 from whitebox.passes.rules.transpose import TRANSPOSE
+from whitebox.passes.rules.unit_axes import UNIT_AXES
 
 
 def simplify(graph: Graph) -> Graph:
@@ -30,5 +32,7 @@ RULES: tuple[Rule, ...] = (
     *AFFINE,
     *MOVEMENT,
     *ALGEBRA,
+    *TABLE,
     *TRANSPOSE,
+    *UNIT_AXES,
 )

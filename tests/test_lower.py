@@ -327,6 +327,35 @@ def test_transpose_of_any_shape(shape: tuple[int, int]) -> None:
     np.testing.assert_array_equal(got, value.T)
 
 
+@pytest.mark.parametrize("groups", [2, 3, 4])
+@pytest.mark.parametrize(("each", "size"), [(12, (7, 9)), (17, (1, 5)), (34, (4, 4))])
+def test_channel_shuffle_into_blocks(groups: int, each: int, size: tuple[int, int]) -> None:
+    """Transpose, Reshape and Pack as one loop nest."""
+    channels = groups * each
+    x = input_node(0, TensorType("float32", (1, groups, each, *size)))
+    turned = ops.node("Transpose", x, perm=(0, 2, 1, 3, 4))
+    shape = constant(np.array([1, channels, *size], np.int64))
+    body = body_of([x], ops.node("whitebox.Pack", ops.node("Reshape", turned, shape), block=16))
+    value = np.random.default_rng(0).standard_normal(x.tensor.dims).astype(np.float32)
+    (got,) = run(body, [value])
+    plain = np.zeros((1, -(-channels // 16) * 16, *size), np.float32)
+    plain[:, :channels] = value.swapaxes(1, 2).reshape(1, channels, *size)
+    blocks = plain.reshape(1, -1, 16, *size)
+    np.testing.assert_array_equal(got, np.moveaxis(blocks, 2, -1))
+
+
+@pytest.mark.parametrize("width", [1, 5, 16, 37])
+def test_rows_are_looked_up_as_vectors(width: int) -> None:
+    table = input_node(0, TensorType("float32", (9, width)))
+    index = input_node(1, TensorType("int64", (2, 13)))
+    body = body_of([table, index], ops.node("Relu", ops.node("Gather", table, index, axis=0)))
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((9, width)).astype(np.float32)
+    at = random.integers(-9, 9, (2, 13))
+    (got,) = run(body, [rows, at])
+    np.testing.assert_array_equal(got, np.maximum(rows[at], 0))
+
+
 def test_convolution_with_an_epilogue() -> None:
     x, w = placeholder(0, 1, 3, 9, 9), placeholder(1, 8, 3, 3, 3)
     conv = ops.node("Conv", x, w, strides=(1, 1), pads=(1, 1, 1, 1), dilations=(1, 1))

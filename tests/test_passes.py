@@ -17,7 +17,7 @@ from whitebox.ir.text import parse_graph_text
 from whitebox.ir.types import TensorType, numpy_dtype
 from whitebox.passes import PASSES, Pass, optimize, pass_name, recording
 from whitebox.passes.fold import fold
-from whitebox.passes.fuse import fuse
+from whitebox.passes.fuse import fuse, label
 from whitebox.passes.layout import layout
 from whitebox.passes.rewrite import rewrite, rule
 from whitebox.passes.verify import verify
@@ -115,6 +115,19 @@ def test_fuse_makes_a_kernel_of_each_convolution_and_what_follows() -> None:
         ["Unpack"],
     ]
     assert_same_values(conv_chain(), fused)
+
+
+def test_fuse_takes_a_view_between_moves() -> None:
+    x = input_node(0, TensorType("float32", (1, 4, 3, 2, 2)))
+    turned = ops.node("Transpose", x, perm=(0, 2, 1, 3, 4))
+    shape = constant(np.array([1, 12, 2, 2], np.int64))
+    y = ops.node("whitebox.Pack", ops.node("Reshape", turned, shape), block=16)
+    graph = Graph([Model("m", (("x", x),), (("y", y),))])
+    fused = fuse(graph)
+    assert [label(node) for node in fused.nodes if node.op == "whitebox.Fused"] == [
+        "Transpose+Reshape+Pack"
+    ]
+    assert_same_values(graph, fused)
 
 
 def test_weights_are_arguments_of_fused_bodies() -> None:

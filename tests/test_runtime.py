@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.parser
+import onnx.reference
 import pytest
 
 import whitebox
@@ -342,3 +343,62 @@ def test_closing_answers_who_still_waits_for_a_shape(tmp_path: Path) -> None:
             )
         else:
             assert isinstance(error, Overloaded)
+
+
+@pytest.mark.parametrize(
+    ("body", "copies"),
+    [
+        ("""a = Exp(x)
+            b = Neg(x)
+            c = Concat<axis = 1>(a, b)
+            d = Tanh(x)
+            e = Concat<axis = 1>(d, c)
+            y = Softmax(e)""", 0),  # one inside the other
+        ("""a = Exp(x)
+            l, r = Split<axis = 1, num_outputs = 2>(a)
+            m = Softmax(r)
+            e = Concat<axis = 1>(l, r, m, l)
+            y = Softmax(e)""", 1),  # a part twice
+        ("""a = Exp(x)
+            l, r = Split<axis = 1, num_outputs = 2>(a)
+            m = Softmax(r)
+            n = Softmax(l)
+            e = Concat<axis = 1>(l, r, m, n)
+            y = Softmax(e)""", 0),  # cut, and joined again
+        ("""a = Exp(x)
+            l, r = Split<axis = 1, num_outputs = 2>(a)
+            m = Softmax(r)
+            n = Softmax(l)
+            e = Concat<axis = 1>(r, l, m, n)
+            y = Softmax(e)""", 1),  # joined again in another order
+        ("""a = Exp(x)
+            b = Softmax(x)
+            e = Concat<axis = 1>(a, b)
+            f = Concat<axis = 1>(b, a)
+            g = Softmax(e)
+            h = Softmax(f)
+            y = Sub(g, h)""", 1),  # in two places
+        ("""a = Exp(x)
+            b = Softmax(x)
+            y = Concat<axis = 1>(a, b)""", 1),  # a result
+        ("""a = Softmax(x)
+            b = Tanh(a)
+            c = Concat<axis = 1>(a, x)
+            e = Concat<axis = 2>(c, c)
+            f = Concat<axis = 1>(b, a)
+            g = Concat<axis = 2>(f, f)
+            y = Sub(e, g)""", 3),  # an input, and rows side by side
+    ],
+)  # fmt: skip
+def test_joins_and_cuts_in_place(body: str, copies: int) -> None:
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["" : 21]>
+        m (float[1, 4, 16] x) => (float[1, M, K] y) {{ {body} }}""")
+    x = np.random.default_rng(0).standard_normal((1, 4, 16)).astype(np.float32)
+    session = whitebox.InferenceSession(model)
+    expected = onnx.reference.ReferenceEvaluator(model).run(None, {"x": x})[0]
+    for _ in range(2):
+        np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, rtol=1e-5, atol=1e-6)
+    labels = [step.label for step in session.explain({"x": x}).steps]
+    moved = [text for text in labels if "Concat" in text or text == "Slice"]
+    assert len(moved) == copies, labels

@@ -33,8 +33,10 @@ from whitebox.kernels.cpu.nest import (
     sequence,
 )
 
-# Element operations (about 0.1 ns each in a vector) from which a parallel launch (10 µs) pays.
-PARALLEL_WORK = 1 << 19
+# Element operations (about 0.1 ns each in a vector) from which a parallel launch (7 µs) pays.
+PARALLEL_WORK = 1 << 18
+# What an element costs that is read or written in strides, next to one in a row.
+_STRIDED_COST = 2
 
 # Rows that share the cache lines of a strided read.
 _STRIDED_TILE = 16
@@ -87,10 +89,11 @@ class _Box:
         *outer, inner = groups
         lanes = min(extent_of(inner), vector_bytes // scope.widest)
         total = extent_of([loop for group in groups for loop in group])
-        parallel = threads > 1 and total * scope.work >= PARALLEL_WORK
+        tiled = _transposed(outer, inner, scope)
+        work = total * scope.work * (1 if tiled is None else _STRIDED_COST)
+        parallel = threads > 1 and work >= PARALLEL_WORK
         if not outer:
             return sequence(self._row(inner, lanes, "PARALLEL" if parallel else "SERIAL"))
-        tiled = _transposed(outer, inner, scope)
         if tiled is None:
             wrap = nest_groups(outer, parallel, threads)
             return wrap(sequence(self._row(inner, lanes)))

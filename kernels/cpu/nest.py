@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tvm import tirx
+from tvm.tirx.analysis import undefined_vars
 
 from whitebox.kernels.cpu.affine import Index, Loop, Refine, flatten
 
@@ -82,9 +83,12 @@ class Scope:
         is_bool = str(value.ty.dtype) == "bool"
         # TVM's vectoriser does not take local arrays of booleans.
         dtype = "int8" if is_bool else value.ty.dtype
-        buffer = tirx.decl_buffer((self.lanes,), dtype, name=f"t{len(self.kept)}", scope="local")
+        # What is equal at all lanes is a scalar: a row looked up is then read as a vector.
+        varies = any(var.same_as(self.lane) for var in undefined_vars(value))
+        size = self.lanes if varies else 1
+        buffer = tirx.decl_buffer((size,), dtype, name=f"t{len(self.kept)}", scope="local")
         self.kept.append((buffer, tirx.Cast(dtype, value) if is_bool else value))
-        load = tirx.BufferLoad(buffer, [self.lane])
+        load = tirx.BufferLoad(buffer, [self._place(buffer)])
         return tirx.NE(load, tirx.const(0, dtype)) if is_bool else load
 
     def remember(self, key: Any, value: Any, axes: Axes) -> None:
@@ -96,11 +100,22 @@ class Scope:
 
     def loop(self, statements: Sequence[Any]) -> Any:
         """The statements, after the values they need, at all lanes."""
-        stores = [tirx.BufferStore(buffer, value, [self.lane]) for buffer, value in self.kept]
-        body = sequence([*stores, *statements])
+        stores = [
+            (buffer, tirx.BufferStore(buffer, value, [self._place(buffer)]))
+            for buffer, value in self.kept
+        ]
+        once = [store for buffer, store in stores if self._is_scalar(buffer)]
+        body = sequence([*(s for b, s in stores if not self._is_scalar(b)), *statements])
         if self.lanes > 1:
             body = loop_over(self.lane, self.lanes, body, "VECTORIZED")
-        return sequence([*(tirx.AllocBuffer(buffer) for buffer, _ in self.kept), body])
+        return sequence([*(tirx.AllocBuffer(buffer) for buffer, _ in self.kept), *once, body])
+
+    def _is_scalar(self, buffer: Any) -> bool:
+        """Whether a buffer of `keep` holds one value for all lanes of a vector."""
+        return self.lanes > 1 and int(buffer.shape[0]) == 1
+
+    def _place(self, buffer: Any) -> Any:
+        return tirx.const(0, "int32") if self._is_scalar(buffer) else self.lane
 
 
 Element = Callable[[Scope, Axes], Any]

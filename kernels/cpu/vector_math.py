@@ -84,11 +84,17 @@ def exp_nonpositive(x: Any) -> Any:
     """e^x where `x` is known to be at most 0, as in a softmax: a third fewer operations."""
     from tvm import tirx
 
-    def short(r: Any) -> Any:
+    bounded = _let(x, lambda x: tirx.Select(x < _float(-88.0), _float(-88.0), x))
+    return _let(bounded, _exp_short)
+
+
+def _exp_short(x: Any) -> Any:
+    """e^x for |x| <= 88: no power of two is out of range."""
+
+    def mantissa(r: Any) -> Any:
         return _polynomial(r, (*_EXP_SHORT, 1.0))
 
-    bounded = _let(x, lambda x: tirx.Select(x < _float(-88.0), _float(-88.0), x))
-    return _let(bounded, lambda x: _let(_shifted(x), lambda s: _exp_scaled(x, s, short)))
+    return _let(_shifted(x), lambda s: _exp_scaled(x, s, mantissa))
 
 
 def _shifted(x: Any) -> Any:
@@ -143,7 +149,8 @@ def erf(x: Any) -> Any:
 
 def sigmoid(x: Any) -> Any:
     """1 / (1 + e^-x)."""
-    return _float(1.0) / (_float(1.0) + exp(_float(0.0) - x))
+    power = _let(x, lambda x: _let(_clamp(_float(0.0) - x, -88.0, 88.0), _exp_short))
+    return _float(1.0) / (_float(1.0) + power)
 
 
 def log(x: Any) -> Any:

@@ -79,19 +79,19 @@ def sink_below_unary(node: Node) -> Node | None:
 
 @rule(*ELEMENTWISE_UNARY, *ELEMENTWISE_BINARY)
 def view_below_elementwise(node: Node) -> Node | None:
-    """f(Reshape(x)) = Reshape(f(x));  a second operand may be a known scalar"""
+    """f(Reshape(x), Reshape(y)) = Reshape(f(x, y)), x and y alike;  y may be a known scalar"""
     views = [o for o in node.inputs if o is not None and o.op == "Reshape"]
-    rest = [o for o in node.inputs if o is not None and o.op != "Reshape"]
-    if len(views) != 1 or views[0].is_constant_expression or len(node.types) != 1:
+    views = [o for o in views if not o.is_constant_expression]
+    rest = [o for o in node.inputs if o is not None and o not in views]
+    if not views or len(node.types) != 1 or not node.tensor.is_static:
         return None
-    if not node.tensor.is_static or views[0].tensor.shape != node.tensor.shape:
+    if any(view.tensor.shape != node.tensor.shape for view in views):
         return None
-    if not all(o.is_constant_expression and o.tensor.size == 1 for o in rest):
+    shapes = {view.inputs[0].tensor.shape for view in views}  # type: ignore[union-attr]
+    if len(shapes) != 1 or not all(o.is_constant_expression and o.tensor.size == 1 for o in rest):
         return None
-    source = views[0].inputs[0]
-    assert source is not None
     operands = [
-        source if o is views[0] else None if o is None else reshape(o, ()) for o in node.inputs
+        None if o is None else o.inputs[0] if o in views else reshape(o, ()) for o in node.inputs
     ]
     return reshape(ops.rebuild(node, tuple(operands)), node.tensor.dims)
 

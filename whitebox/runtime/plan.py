@@ -20,6 +20,7 @@ from whitebox.ir import serial
 from whitebox.ir.graph import INPUT, OUTPUT, Graph, Model, Node, Tensor, input_node, output
 from whitebox.ir.types import TensorType, Type
 from whitebox.passes.fuse import is_view, label
+from whitebox.runtime.in_place import InPlace, origin
 from whitebox.runtime.memory import Lifetime, aligned_size, plan_memory
 
 
@@ -119,13 +120,15 @@ class _Planner:
         self.graph = graph
         self.target = target
         self.on_host = on_host
-        self.computed = [
+        computed = [
             node
             for node in graph.nodes
             if node.op not in (INPUT, OUTPUT)
             and not node.is_constant_expression
             and not is_view(node)
         ]
+        self.in_place = InPlace(computed, {origin(node) for _, node in graph.model.outputs})
+        self.computed = [node for node in computed if node not in self.in_place.free]
         self.parameters: dict[Node, int] = {}
         self.places: dict[Node, tuple[Storage, int]] = {}
         self.objects = 0
@@ -147,11 +150,11 @@ class _Planner:
     def _place_results(self) -> tuple[int, int]:
         """Give every computed value its storage; (arena size, bytes without sharing)."""
         for index, (_, node) in enumerate(self.graph.model.outputs):
-            origin = _origin(node)
-            if origin not in self.places and not origin.is_constant_expression:
-                self._require_static(origin)
-                if _is_native(origin.type):
-                    self.places[origin] = (Storage.OUTPUT, index)
+            source = origin(node)
+            if source not in self.places and not source.is_constant_expression:
+                self._require_static(source)
+                if _is_native(source.type):
+                    self.places[source] = (Storage.OUTPUT, index)
         lifetimes: dict[Node, Lifetime] = {}
         last_use = self._last_uses()
         for step, node in enumerate(self.computed):
@@ -160,8 +163,11 @@ class _Planner:
                     continue
                 self._require_static(value)
                 if _is_native(value.type):
-                    size = value.tensor.nbytes
-                    lifetimes[value] = Lifetime(size, step, last_use.get(value, step))
+                    buffer, _ = self.in_place.buffer(value)
+                    # A buffer that several steps fill lives from the first of them on.
+                    first = lifetimes[buffer].first if buffer in lifetimes else step
+                    last = max(last_use.get(buffer, step), step)
+                    lifetimes[buffer] = Lifetime(buffer.tensor.nbytes, first, last)
                 else:
                     self.places[value] = (Storage.OBJECT, self.objects)
                     self.objects += 1
@@ -171,14 +177,14 @@ class _Planner:
         return arena_bytes, sum(aligned_size(life.nbytes) for life in lifetimes.values())
 
     def _last_uses(self) -> dict[Node, int]:
-        """Value → the last step that reads it; a model's output is read after all steps."""
+        """Buffer → the last step that reads it; a model's output is read after all steps."""
         last: dict[Node, int] = {}
         for step, node in enumerate(self.computed):
             for source in node.inputs:
                 if source is not None:
-                    last[_origin(source)] = step
+                    last[self.in_place.buffer(source)[0]] = step
         for _, node in self.graph.model.outputs:
-            last[_origin(node)] = len(self.computed)
+            last[origin(node)] = len(self.computed)
         return last
 
     def _require_static(self, value: Node) -> None:
@@ -194,8 +200,9 @@ class _Planner:
         if node.is_constant_expression:
             index = self.parameters.setdefault(node, len(self.parameters))
             return Operand(Storage.PARAMETER, index, dtype, shape)
-        storage, index = self.places[_origin(node)]
-        return Operand(storage, index, dtype, shape)
+        buffer, offset = self.in_place.buffer(node)
+        storage, index = self.places[buffer]
+        return Operand(storage, index + offset, dtype, shape)
 
     def _step(self, node: Node) -> Step:
         sources = [source for source in node.inputs if source is not None]
@@ -209,15 +216,6 @@ class _Planner:
             self.bodies[key] = body
             return Step(label(node), key, operands, results)
         return Step(node.op, "", operands, results, serial.encode(_host_body(node)))
-
-
-def _origin(node: Node) -> Node:
-    """The value whose bytes `node` shows: a view has those of its operand."""
-    while is_view(node) and not node.is_constant_expression:
-        source = node.inputs[0]
-        assert source is not None
-        node = source
-    return node
 
 
 def _results(node: Node) -> Sequence[Node]:
