@@ -23,7 +23,10 @@ from whitebox.runtime.program import Program
 
 Value = Any  # np.ndarray, or a Python object for sequences, maps and optionals
 
-PlainCall = Callable[..., list[np.ndarray]]
+PlainCall = Callable[..., "list[np.ndarray] | None"]
+
+# A model whose kernels touch no more than this is light: it runs for some tens of microseconds.
+LIGHT_BYTES = 1 << 20
 
 
 class Executable:
@@ -41,16 +44,15 @@ class Executable:
         self.arena = arena
         self._interpret = interpret
         self._parameters = parameters
-        memories = [
+        self._memories = [
             arena.device.upload(array) if array.dtype != object else None for array in parameters
         ]
         self._functions = [
             function(step.kernel) if step.kernel else self._host_function(step)
             for step in plan.steps
         ]
-        self._memories = memories
-        addresses = [0 if memory is None else memory.address for memory in memories]
-        self._program = Program(plan, arena.device, addresses, self._functions)
+        self._addresses = [0 if memory is None else memory.address for memory in self._memories]
+        self._program = self._new_program()
         self._failure: Exception | None = None
         self._objects: list[Value] = [None] * plan.objects
         self._inputs: Sequence[Value] = []
@@ -65,6 +67,9 @@ class Executable:
             for operand, own in zip(plan.outputs, self._own, strict=True)
         ]
 
+    def _new_program(self) -> Program:
+        return Program(self.plan, self.arena.device, self._addresses, self._functions)
+
     @property
     def is_plain(self) -> bool:
         """Whether `plain_call` will do: only kernels, and each writes results of its own."""
@@ -73,54 +78,70 @@ class Executable:
     def plain_call(self, busy: threading.Lock) -> PlainCall:
         """A function that gives the outputs for arrays of exactly the plan's types in C order.
 
-        As `run`, without needless steps; it holds `busy` meanwhile. Small models take less time
-        than a few attribute look-ups, so everything that it needs is bound beforehand.
+        As `run`, without needless steps, holding `busy` meanwhile. It may also give None: then
+        call `run`.
         """
-        arena, program, interpret, words = (
-            self.arena, self._program, self._interpret, self._program.words,
-        )  # fmt: skip
-        cells = program.cells
-        # What no kernel touches is written to a word that the interpreter overwrites.
-        places = [
-            BEGUN if cell is None else cell
-            for cell in (*program.input_cells, *program.output_cells)
-        ]
-        makers = [make for make in self._makers if make is not None]
+        if len(self.plan.inputs) == len(self.plan.outputs) == 1 and self._is_light():
+            return self._light_call()
+        program, makers = self._program, [make for make in self._makers if make is not None]
         pools: list[list[np.ndarray]] = [[] for _ in makers]
+        places = _places(program)
 
         def call(*arrays: np.ndarray) -> list[np.ndarray]:
             with busy:
-                if self._arena_base != arena.address:
+                if self._arena_base != self.arena.address:
                     self._place_arena()
                 for pool, make in zip(pools, makers, strict=True):
                     if not pool:
                         pool += make()
                 results = [pool.pop() for pool in pools]
                 for place, array in zip(places, (*arrays, *results), strict=True):
-                    cells[place] = id(array)
-                if interpret(words):
-                    raise self._step_error()
+                    program.cells[place] = id(array)
+                if self._interpret(program.words):
+                    raise self._step_error(program)
                 return results
 
-        if len(places) != 2 or len(pools) != 1:
-            return call
-        given, result_place = places
-        pool, make = pools[0], makers[0]
+        return call
 
-        def call_with_one(array: np.ndarray) -> list[np.ndarray]:
-            with busy:
-                if self._arena_base != arena.address:
-                    self._place_arena()
+    def _is_light(self) -> bool:
+        """Whether the model does so little that it need not wait for another to finish."""
+        steps = self.plan.steps
+        operands = {o for step in steps for o in (*step.operands, *step.results)}
+        return sum(operand.nbytes for operand in operands) <= LIGHT_BYTES
+
+    def _light_call(self) -> PlainCall:
+        """`plain_call` for a light model with one input and one output.
+
+        It has tables and an arena of its own, so it needs no lock, which costs as much as a small
+        kernel: one thread at a time takes the token, others are sent the long way. Whatever it
+        uses is bound beforehand.
+        """
+        program, interpret, make = self._new_program(), self._interpret, self._makers[0]
+        words, cells, pool = program.words, program.cells, list[np.ndarray]()
+        given, result_place = _places(program)
+        memory = self.arena.device.allocate(program.arena_bytes)
+        program.place_arena(memory.address)
+        tokens = [memory]
+        assert make is not None
+
+        def call(array: np.ndarray) -> list[np.ndarray] | None:
+            try:
+                token = tokens.pop()  # atomic, as `append` is
+            except IndexError:
+                return None
+            try:
                 if not pool:
                     pool.extend(make())
                 result = pool.pop()
                 cells[given] = id(array)
                 cells[result_place] = id(result)
                 if interpret(words):
-                    raise self._step_error()
+                    raise self._step_error(program)
                 return [result]
+            finally:
+                tokens.append(token)
 
-        return call_with_one
+        return call
 
     def run(self, inputs: Sequence[Value]) -> list[Value]:
         """The outputs for inputs of exactly the plan's types, in order.
@@ -131,7 +152,7 @@ class Executable:
         self._failure = None
         try:
             if self.plan.steps and self._interpret(self._program.words):
-                raise self._step_error() from self._failure
+                raise self._step_error(self._program) from self._failure
             return [
                 _detached(self._read(operand)) if result is None else result
                 for operand, result in zip(self.plan.outputs, self._results, strict=True)
@@ -206,8 +227,8 @@ class Executable:
         raw = memoryview(place.from_address(self._arena_base + operand.index))
         return np.frombuffer(raw, dtype, count).reshape(operand.shape)
 
-    def _step_error(self) -> WhiteboxError:
-        step = self.plan.steps[self._program.cells[BEGUN] - 1]
+    def _step_error(self, program: Program) -> WhiteboxError:
+        step = self.plan.steps[program.cells[BEGUN] - 1]
         kind = f"kernel {step.kernel[:12]}" if step.kernel else "host step"
         reason = f": {self._failure}" if self._failure else ""
         return WhiteboxError(f"{kind} {step.label} failed{reason}")
@@ -226,6 +247,15 @@ class Executable:
                 repeat[number] = time.perf_counter() - start
         self._inputs, self._results = [], []
         return list(np.median(times, axis=0))
+
+
+def _places(program: Program) -> list[int]:
+    """The words for the arrays of a call: inputs, then outputs.
+
+    What no kernel touches is written to a word that the interpreter overwrites.
+    """
+    cells = (*program.input_cells, *program.output_cells)
+    return [BEGUN if cell is None else cell for cell in cells]
 
 
 def _detached(value: Value) -> Value:

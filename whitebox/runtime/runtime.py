@@ -50,6 +50,7 @@ class Runtime:
         self.preparer = Preparer(self.target, self.home, ParameterStore(self.registry))
         self.engine = Engine()
         self._served: dict[tuple[str, int], ServedModel] = {}
+        self._newest: dict[str, ServedModel] = {}  # by name, what `_serve` found
         self._lock = threading.Lock()
         self._generation = self.registry.generation()
         self._records = self._read_records()
@@ -226,6 +227,7 @@ class Runtime:
             return
         with self._lock:
             self._records = self._read_records()
+            self._newest = {}
             self._generation = generation
             for key in [key for key in self._served if key not in self._records]:
                 del self._served[key]
@@ -263,6 +265,9 @@ class Runtime:
 
     def _serve(self, name: str, version: int | None) -> ServedModel:
         """The model in memory, read from the registry when it is not there yet."""
+        newest = self._newest  # one that `refresh` replaces meanwhile gets what nobody reads
+        if version is None and name in newest:
+            return newest[name]
         record = self._record(name, version)
         key = (record.name, record.version)
         served = self._served.get(key)
@@ -271,6 +276,8 @@ class Runtime:
             fresh = ServedModel(record.name, graph, record.inputs, record.outputs)
             with self._lock:
                 served = self._served.setdefault(key, fresh)
+        if version is None:
+            newest[name] = served
         return served
 
 
