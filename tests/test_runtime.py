@@ -407,3 +407,20 @@ def test_the_reference_is_what_the_kernels_compute(runtime: whitebox.Runtime) ->
     expected = onnx_schema.evaluate_graph(graph, [batch(3)])["y"]
     session = whitebox.InferenceSession(mlp(10))
     np.testing.assert_allclose(session.run(None, {"x": batch(3)})[0], expected, rtol=1e-4)
+
+
+def test_derived_weights_are_written_before_close_returns(tmp_path: Path) -> None:
+    wide = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        wide (float[1, 256] x) => (float[1, 200] y) <float[256, 200] w> { y = MatMul(x, w) }""")
+    del wide.graph.initializer[:]
+    weights = np.random.default_rng(0).standard_normal((256, 200)).astype(np.float32)
+    wide.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    x = np.ones((1, 256), np.float32)
+    with whitebox.Runtime(tmp_path) as first:
+        first.register(wide, "wide")
+        answer = first.predict("wide", {"x": x})["y"]
+    with whitebox.Runtime(tmp_path) as second:
+        kept = second.registry._database.query("SELECT count(*) FROM derived")[0][0]
+        assert kept == 1
+        np.testing.assert_array_equal(second.predict("wide", {"x": x})["y"], answer)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from whitebox.ir.types import dtype_name, numpy_dtype
+from whitebox.ir.types import numpy_dtype
 from whitebox.runtime.memory import ALIGNMENT, aligned_size
 from whitebox.runtime.native import address_of
 
@@ -56,31 +56,40 @@ class CpuDevice:
 
     def upload(self, array: np.ndarray) -> Memory:
         """`array` must have its dtype's native byte order. Copies what is not aligned."""
-        address = address_of(array)
-        if array.flags.c_contiguous and address % ALIGNMENT == 0:
-            return Memory(address, array)
-        copy = self.arrays(dtype_name(array.dtype), array.shape)()[0]
-        copy[...] = array
-        return Memory(address_of(copy), copy)
+        placed = aligned(array)
+        return Memory(address_of(placed), placed)
 
     def arrays(self, dtype: str, shape: tuple[int, ...]) -> Callable[[], list[np.ndarray]]:
         """Small ones are rows of one block of memory, which lives as long as any of them."""
-        kind = numpy_dtype(dtype)
-        strides = [kind.itemsize]
-        for dim in reversed(shape):
-            strides.append(strides[-1] * dim)
-        row = aligned_size(strides.pop())
-        count = min(_MAX_ROWS, max(1, _BLOCK_BYTES // row))
-        layout, size = (row, *reversed(strides)), count * row + ALIGNMENT
-        dims = (count, *shape)
+        return _blocks(numpy_dtype(dtype), shape, _MAX_ROWS)
 
-        def make() -> list[np.ndarray]:
-            buffer = np.empty(size, np.uint8)
-            block = np.ndarray(dims, kind, buffer, -address_of(buffer) % ALIGNMENT, layout)
-            # (iterating over a block of scalars would give numbers)
-            return list(block) if shape else [block[index, ...] for index in range(count)]
 
-        return make
+def _blocks(dtype: np.dtype, shape: tuple[int, ...], most: int) -> Callable[[], list[np.ndarray]]:
+    """A function that makes aligned arrays, up to `most` a call when they are small."""
+    strides = [dtype.itemsize]
+    for dim in reversed(shape):
+        strides.append(strides[-1] * dim)
+    row = aligned_size(strides.pop())
+    count = min(most, max(1, _BLOCK_BYTES // row))
+    dims, layout = (count, *shape), (row, *reversed(strides))
+    size = count * row + ALIGNMENT
+
+    def make() -> list[np.ndarray]:
+        buffer = np.empty(size, np.uint8)
+        block = np.ndarray(dims, dtype, buffer, -address_of(buffer) % ALIGNMENT, layout)
+        # (iterating over a block of scalars would give numbers)
+        return list(block) if shape else [block[index, ...] for index in range(count)]
+
+    return make
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """The array in C order and aligned as kernels assume, copied only if it is not."""
+    if array.flags.c_contiguous and address_of(array) % ALIGNMENT == 0:
+        return array
+    copy = _blocks(array.dtype, array.shape, 1)()[0]
+    copy[...] = array
+    return copy
 
 
 class Arena:

@@ -125,7 +125,7 @@ class Program:
         # Read by the interpreter at these addresses for as long as this object lives.
         self._words = words
         self.words = tvm_ffi.from_dlpack(words)
-        self.cells = memoryview(words)
+        self.cells = words.data
 
     def place_arena(self, address: int) -> None:
         """Say where the arena is: `arena_bytes` from `address` on."""

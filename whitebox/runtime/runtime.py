@@ -47,7 +47,8 @@ class Runtime:
         self.home = Path(home) if home is not None else config.home()
         self.registry = Registry(self.home)
         self.target = host_target(threads)
-        self.preparer = Preparer(self.target, self.home, ParameterStore(self.registry))
+        parameters = ParameterStore(self.registry, self.target.threads)
+        self.preparer = Preparer(self.target, self.home, parameters)
         self.engine = Engine()
         self._served: dict[tuple[str, int], ServedModel] = {}
         self._newest: dict[str, ServedModel] = {}  # by name, what `_serve` found
