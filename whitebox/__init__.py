@@ -1,13 +1,13 @@
 """Whitebox: a white-box inference runtime. Every model in one DAG of operators.
 
-import whitebox
+    import whitebox
 
-session = whitebox.InferenceSession("model.onnx")      # onnxruntime's face
-session.run(None, {"x": array})
+    session = whitebox.InferenceSession("model.onnx")      # onnxruntime's face
+    session.run(None, {"x": array})
 
-with whitebox.Runtime() as runtime:                    # many models, kept in a home
-    runtime.register("model.onnx", "detector")
-    runtime.predict("detector", {"x": array})
+    with whitebox.Runtime() as runtime:                    # many models, kept in a home
+        runtime.register("model.onnx", "detector")
+        runtime.predict("detector", {"x": array})
 """
 
 from __future__ import annotations
