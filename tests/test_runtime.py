@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -298,6 +300,83 @@ def test_shapes_that_depend_on_the_data() -> None:
         np.testing.assert_array_equal(y, [np.flatnonzero(values)])
 
 
+def test_calls_after_the_first_are_as_right() -> None:
+    session = whitebox.InferenceSession(mlp(11))
+    kept = []
+    for turn in range(40):
+        n = 1 + turn % 3
+        x = np.random.default_rng(turn).standard_normal((n, 32)).astype(np.float32)
+        for form in (lambda x: x, unaligned, strided, big_endian, read_only, column_major):
+            (y,) = session.run(None, {"x": form(x)})
+            assert y.ctypes.data % ALIGNMENT == 0 and y.flags.writeable and y.flags.c_contiguous
+            kept.append((x, y))
+    for x, y in kept:  # no later call has touched an earlier result
+        np.testing.assert_allclose(y, mlp_answer(mlp(11), x), rtol=1e-3)
+    with pytest.raises(InvalidInput, match="no input 'z'"):
+        session.run(None, {"x": x, "z": x})
+    with pytest.raises(InvalidInput, match="is float64"):
+        session.run(None, {"x": x.astype(np.float64)})
+    with pytest.raises(InvalidInput, match="no input 'y'"):
+        session.run(None, {"y": x})
+
+
+def test_a_session_used_by_many_threads_at_once() -> None:
+    session = whitebox.InferenceSession(mlp(12))
+    session.run(None, {"x": batch(2)})
+    failures: list[int] = []
+
+    def ask(seed: int) -> None:
+        x = np.random.default_rng(seed).standard_normal((2, 32)).astype(np.float32)
+        expected = mlp_answer(mlp(12), x)
+        for _ in range(2000):
+            (answer,) = session.run(None, {"x": x})
+            if not np.allclose(answer, expected, rtol=1e-3):
+                failures.append(seed)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # threads change places within a call
+    try:
+        workers = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failures
+
+
+def test_several_inputs_and_outputs_scalars_and_unused_inputs() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        m (float[N] x, float y, float[2] unused) => (float[N] sum, float twice) {
+           sum = Add(x, y)
+           twice = Add(y, y)
+        }""")
+    session = whitebox.InferenceSession(model)
+    for n in (3, 3, 5, 3):
+        feeds = {
+            "x": np.arange(n, dtype=np.float32),
+            "y": np.array(n, np.float32),
+            "unused": np.zeros(2, np.float32),
+        }
+        total, twice = session.run(None, feeds)
+        np.testing.assert_array_equal(total, np.arange(n) + n)
+        assert isinstance(twice, np.ndarray) and twice.shape == () and twice == 2 * n
+        assert session.run(["twice"], feeds)[0] == 2 * n
+
+
+def test_an_idle_process_uses_no_core() -> None:
+    session = whitebox.InferenceSession(mlp(13))
+    x = np.random.default_rng(0).standard_normal((4096, 32)).astype(np.float32)
+    for _ in range(5):
+        session.run(None, {"x": x})  # large enough for parallel kernels
+    time.sleep(0.1)
+    start = time.process_time()
+    time.sleep(2)
+    assert time.process_time() - start < 0.02
+
+
 def test_memory_plan_never_overlaps_the_living() -> None:
     random = np.random.default_rng(0)
     for _ in range(50):
@@ -402,3 +481,20 @@ def test_joins_and_cuts_in_place(body: str, copies: int) -> None:
     labels = [step.label for step in session.explain({"x": x}).steps]
     moved = [text for text in labels if "Concat" in text or text == "Slice"]
     assert len(moved) == copies, labels
+
+
+def test_derived_weights_are_written_before_close_returns(tmp_path: Path) -> None:
+    wide = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        wide (float[1, 256] x) => (float[1, 200] y) <float[256, 200] w> { y = MatMul(x, w) }""")
+    del wide.graph.initializer[:]
+    weights = np.random.default_rng(0).standard_normal((256, 200)).astype(np.float32)
+    wide.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    x = np.ones((1, 256), np.float32)
+    with whitebox.Runtime(tmp_path) as first:
+        first.register(wide, "wide")
+        answer = first.predict("wide", {"x": x})["y"]
+    with whitebox.Runtime(tmp_path) as second:
+        kept = second.registry._database.query("SELECT count(*) FROM derived")[0][0]
+        assert kept == 1
+        np.testing.assert_array_equal(second.predict("wide", {"x": x})["y"], answer)

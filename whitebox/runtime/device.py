@@ -5,6 +5,7 @@ An address is a plain integer; whoever holds a `Memory` keeps it alive.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +13,12 @@ import numpy as np
 
 from whitebox.ir.types import numpy_dtype
 from whitebox.runtime.memory import ALIGNMENT, aligned_size
+from whitebox.runtime.native import address_of
+
+# Results share a block up to this many, while it stays this small: making an array of its own
+# for each costs more than a small model takes.
+_MAX_ROWS = 16
+_BLOCK_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +41,8 @@ class Device(Protocol):
     def upload(self, array: np.ndarray) -> Memory:
         """The array's bytes on the device, aligned; without a copy where that is possible."""
 
-    def empty(self, dtype: str, shape: tuple[int, ...]) -> tuple[np.ndarray, Memory]:
-        """A host array for a result, and where the kernel is to write it."""
+    def arrays(self, dtype: str, shape: tuple[int, ...]) -> Callable[[], list[np.ndarray]]:
+        """A function that makes fresh aligned host arrays for results, at least one a call."""
 
 
 class CpuDevice:
@@ -45,33 +52,44 @@ class CpuDevice:
 
     def allocate(self, nbytes: int) -> Memory:
         buffer = np.empty(aligned_size(nbytes) + ALIGNMENT, np.uint8)
-        address = buffer.__array_interface__["data"][0]
-        return Memory(aligned_size(address), buffer)
+        return Memory(aligned_size(address_of(buffer)), buffer)
 
     def upload(self, array: np.ndarray) -> Memory:
         """`array` must have its dtype's native byte order. Copies what is not aligned."""
-        address = array.__array_interface__["data"][0]
-        if array.flags.c_contiguous and address % ALIGNMENT == 0:
-            return Memory(address, array)
-        copy, memory = self.empty_like(array)
-        copy[...] = array
-        return memory
+        placed = aligned(array)
+        return Memory(address_of(placed), placed)
 
-    def empty(self, dtype: str, shape: tuple[int, ...]) -> tuple[np.ndarray, Memory]:
-        return self._empty(numpy_dtype(dtype), shape)
+    def arrays(self, dtype: str, shape: tuple[int, ...]) -> Callable[[], list[np.ndarray]]:
+        """Small ones are rows of one block of memory, which lives as long as any of them."""
+        return _blocks(numpy_dtype(dtype), shape, _MAX_ROWS)
 
-    def empty_like(self, array: np.ndarray) -> tuple[np.ndarray, Memory]:
-        return self._empty(array.dtype, array.shape)
 
-    def _empty(self, dtype: np.dtype, shape: tuple[int, ...]) -> tuple[np.ndarray, Memory]:
-        size = dtype.itemsize
-        for dim in shape:
-            size *= dim
-        buffer = np.empty(size + ALIGNMENT, np.uint8)
-        address = buffer.__array_interface__["data"][0]
-        start = -address % ALIGNMENT
-        array = buffer[start : start + size].view(dtype).reshape(shape)
-        return array, Memory(address + start, array)
+def _blocks(dtype: np.dtype, shape: tuple[int, ...], most: int) -> Callable[[], list[np.ndarray]]:
+    """A function that makes aligned arrays, up to `most` a call when they are small."""
+    strides = [dtype.itemsize]
+    for dim in reversed(shape):
+        strides.append(strides[-1] * dim)
+    row = aligned_size(strides.pop())
+    count = min(most, max(1, _BLOCK_BYTES // row))
+    dims, layout = (count, *shape), (row, *reversed(strides))
+    size = count * row + ALIGNMENT
+
+    def make() -> list[np.ndarray]:
+        buffer = np.empty(size, np.uint8)
+        block = np.ndarray(dims, dtype, buffer, -address_of(buffer) % ALIGNMENT, layout)
+        # (iterating over a block of scalars would give numbers)
+        return list(block) if shape else [block[index, ...] for index in range(count)]
+
+    return make
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """The array in C order and aligned as kernels assume, copied only if it is not."""
+    if array.flags.c_contiguous and address_of(array) % ALIGNMENT == 0:
+        return array
+    copy = _blocks(array.dtype, array.shape, 1)()[0]
+    copy[...] = array
+    return copy
 
 
 class Arena:
@@ -81,10 +99,12 @@ class Arena:
         self.device = device
         self.nbytes = 0
         self._memory = device.allocate(0)
+        self.address = self._memory.address
 
     def reserve(self, nbytes: int) -> int:
         """The address of at least `nbytes`. What it held before is lost."""
         if nbytes > self.nbytes:
             self._memory = self.device.allocate(nbytes)
+            self.address = self._memory.address
             self.nbytes = nbytes
-        return self._memory.address
+        return self.address

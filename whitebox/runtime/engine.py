@@ -28,14 +28,14 @@ class Engine:
     def __init__(self, device: Device | None = None) -> None:
         self.arena = Arena(device or CpuDevice())
         self._scheduler = Scheduler()
-        self._busy = threading.Lock()  # held while a plan runs: it owns the arena
+        self.busy = threading.Lock()  # held while a plan runs: it owns the arena
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
 
     def run(self, work: Runnable, inputs: Sequence[Any]) -> list[Any]:
         """Run on the calling thread, after whatever runs now."""
-        with self._busy:
+        with self.busy:
             return work.run(inputs)
 
     def submit(self, work: Runnable, inputs: Sequence[Any]) -> Future[list[Any]]:

@@ -6,6 +6,7 @@ Not thread-safe by itself: whoever runs it holds the engine that owns the arena.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,12 +16,17 @@ from whitebox.errors import WhiteboxError
 from whitebox.ir import onnx_schema, serial
 from whitebox.ir.graph import Graph, Tensor
 from whitebox.ir.types import TensorType, numpy_dtype
-from whitebox.kernels.host.interpreter import ROW_WORDS, STATE_WORDS
-from whitebox.runtime.device import Arena, Memory
-from whitebox.runtime.native import DL_TENSOR, FFI_ANY, FFI_DL_TENSOR_PTR, dl_type
+from whitebox.kernels.host.interpreter import BEGUN
+from whitebox.runtime.device import Arena
 from whitebox.runtime.plan import Operand, Plan, Step, Storage
+from whitebox.runtime.program import Program
 
 Value = Any  # np.ndarray, or a Python object for sequences, maps and optionals
+
+PlainCall = Callable[..., "list[np.ndarray] | None"]
+
+# A model whose kernels touch no more than this is light: it runs for some tens of microseconds.
+LIGHT_BYTES = 1 << 20
 
 
 class Executable:
@@ -34,8 +40,6 @@ class Executable:
         interpret: Any,
         arena: Arena,
     ) -> None:
-        import tvm_ffi
-
         self.plan = plan
         self.arena = arena
         self._interpret = interpret
@@ -43,79 +47,140 @@ class Executable:
         self._memories = [
             arena.device.upload(array) if array.dtype != object else None for array in parameters
         ]
-        self._functions: list[Any] = []
+        self._functions = [
+            function(step.kernel) if step.kernel else self._host_function(step)
+            for step in plan.steps
+        ]
+        self._addresses = [0 if memory is None else memory.address for memory in self._memories]
+        self._program = self._new_program()
         self._failure: Exception | None = None
         self._objects: list[Value] = [None] * plan.objects
-        self._inputs: list[Value] = []
+        self._inputs: Sequence[Value] = []
         self._results: list[Value] = []
-        self._lay_out(function)
-        # Read by the interpreter at these addresses for as long as this object lives.
-        self._table_ref = tvm_ffi.from_dlpack(self._table)
-        self._state_ref = tvm_ffi.from_dlpack(self._state)
         self._arena_base = -1
+        self._own = [
+            operand.storage == Storage.OUTPUT and operand.index == index
+            for index, operand in enumerate(plan.outputs)
+        ]
+        self._makers = [
+            arena.device.arrays(operand.dtype, operand.shape) if own else None
+            for operand, own in zip(plan.outputs, self._own, strict=True)
+        ]
 
-    def _lay_out(self, function: Callable[[str], Any]) -> None:
-        """Fill the native tables; addresses of inputs, outputs and arena are filled in per run."""
-        operands: dict[Operand, int] = {}
-        for step in self.plan.steps:
-            if step.kernel:
-                for operand in (*step.operands, *step.results):
-                    operands.setdefault(operand, len(operands))
-        self._tensors = np.zeros(len(operands), DL_TENSOR)
-        self._dims = np.zeros((max(len(operands), 1), 2, _max_rank(operands)), np.int64)
-        for operand, row in operands.items():
-            self._describe(operand, row)
-        self._rows = {
-            storage: np.array(
-                [row for operand, row in operands.items() if operand.storage == storage], np.intp
-            )
-            for storage in Storage
-        }
-        self._offsets = {
-            storage: np.array([o.index for o in operands if o.storage == storage], np.uint64)
-            for storage in Storage
-        }
-        for operand, row in operands.items():
-            if operand.storage == Storage.PARAMETER:
-                memory = self._memories[operand.index]
-                assert memory is not None
-                self._tensors["data"][row] = memory.address
-        self._lay_out_steps(operands, function)
+    def _new_program(self) -> Program:
+        return Program(self.plan, self.arena.device, self._addresses, self._functions)
 
-    def _describe(self, operand: Operand, row: int) -> None:
-        """The parts of a DLTensor that never change."""
-        rank = len(operand.shape)
-        shape, strides = self._dims[row]
-        shape[:rank] = operand.shape
-        for axis in range(rank):
-            strides[axis] = np.prod(operand.shape[axis + 1 :], dtype=np.int64)
-        record = self._tensors[row : row + 1]
-        record["device_type"] = self.arena.device.dl_type
-        record["ndim"] = rank
-        record["code"], record["bits"] = dl_type(operand.dtype)
-        record["lanes"] = 1
-        record["shape"] = shape.ctypes.data
-        record["strides"] = strides.ctypes.data
+    @property
+    def is_plain(self) -> bool:
+        """Whether `plain_call` will do: only kernels, and each writes results of its own."""
+        return all(self._own) and all(step.kernel for step in self.plan.steps)
 
-    def _lay_out_steps(self, operands: dict[Operand, int], function: Callable[[str], Any]) -> None:
+    def plain_call(self, busy: threading.Lock) -> PlainCall:
+        """A function that gives the outputs for arrays of exactly the plan's types in C order.
+
+        As `run`, without needless steps, holding `busy` meanwhile. It may also give None: then
+        call `run`.
+        """
+        if len(self.plan.inputs) == len(self.plan.outputs) == 1 and self._is_light():
+            return self._light_call()
+        program, makers = self._program, [make for make in self._makers if make is not None]
+        pools: list[list[np.ndarray]] = [[] for _ in makers]
+        places = _places(program)
+
+        def call(*arrays: np.ndarray) -> list[np.ndarray]:
+            with busy:
+                if self._arena_base != self.arena.address:
+                    self._place_arena()
+                for pool, make in zip(pools, makers, strict=True):
+                    if not pool:
+                        pool += make()
+                results = [pool.pop() for pool in pools]
+                for place, array in zip(places, (*arrays, *results), strict=True):
+                    program.cells[place] = id(array)
+                if self._interpret(program.words):
+                    raise self._step_error(program)
+                return results
+
+        return call
+
+    def _is_light(self) -> bool:
+        """Whether the model does so little that it need not wait for another to finish."""
         steps = self.plan.steps
-        self._table = np.zeros((max(len(steps), 1), ROW_WORDS), np.int64)
-        self._state = np.zeros(STATE_WORDS, np.int64)
-        count = sum(len(s.operands) + len(s.results) for s in steps if s.kernel)
-        self._arguments = np.zeros(max(count, 1), FFI_ANY)
-        self._arguments["type_index"] = FFI_DL_TENSOR_PTR
-        first_tensor = self._tensors.ctypes.data
-        first_argument = self._arguments.ctypes.data
-        used = 0
-        for number, step in enumerate(steps):
-            called = function(step.kernel) if step.kernel else self._host_function(step)
-            self._functions.append(called)
-            taken = (*step.operands, *step.results) if step.kernel else ()
-            addresses = [first_tensor + operands[o] * DL_TENSOR.itemsize for o in taken]
-            self._arguments["value"][used : used + len(taken)] = addresses
-            argument = first_argument + used * FFI_ANY.itemsize
-            self._table[number] = (called.__chandle__(), argument, len(taken), 0)
-            used += len(taken)
+        operands = {o for step in steps for o in (*step.operands, *step.results)}
+        return sum(operand.nbytes for operand in operands) <= LIGHT_BYTES
+
+    def _light_call(self) -> PlainCall:
+        """`plain_call` for a light model with one input and one output.
+
+        It has tables and an arena of its own, so it needs no lock, which costs as much as a small
+        kernel: one thread at a time takes the token, others are sent the long way. Whatever it
+        uses is bound beforehand.
+        """
+        program, interpret, make = self._new_program(), self._interpret, self._makers[0]
+        words, cells, pool = program.words, program.cells, list[np.ndarray]()
+        given, result_place = _places(program)
+        memory = self.arena.device.allocate(program.arena_bytes)
+        program.place_arena(memory.address)
+        tokens = [memory]
+        assert make is not None
+
+        def call(array: np.ndarray) -> list[np.ndarray] | None:
+            try:
+                token = tokens.pop()  # atomic, as `append` is
+            except IndexError:
+                return None
+            try:
+                if not pool:
+                    pool.extend(make())
+                result = pool.pop()
+                cells[given] = id(array)
+                cells[result_place] = id(result)
+                if interpret(words):
+                    raise self._step_error(program)
+                return [result]
+            finally:
+                tokens.append(token)
+
+        return call
+
+    def run(self, inputs: Sequence[Value]) -> list[Value]:
+        """The outputs for inputs of exactly the plan's types, in order.
+
+        Raises WhiteboxError naming the step that failed.
+        """
+        self._bind(inputs)
+        self._failure = None
+        try:
+            if self.plan.steps and self._interpret(self._program.words):
+                raise self._step_error(self._program) from self._failure
+            return [
+                _detached(self._read(operand)) if result is None else result
+                for operand, result in zip(self.plan.outputs, self._results, strict=True)
+            ]
+        finally:
+            # The caller owns the results; the inputs may go.
+            self._inputs, self._results = [], []
+
+    def _place_arena(self) -> None:
+        """Point the tables at the arena, made larger if need be."""
+        self._arena_base = self.arena.reserve(self._program.arena_bytes)
+        self._program.place_arena(self._arena_base)
+
+    def _bind(self, inputs: Sequence[Value]) -> None:
+        """Point the tables at this run's inputs, fresh outputs and the arena."""
+        if self._arena_base != self.arena.address:
+            self._place_arena()
+        self._inputs = [
+            np.require(value, requirements="C")
+            if isinstance(value, np.ndarray) and value.dtype != object
+            else value
+            for value in inputs
+        ]
+        self._results = [None if make is None else make()[0] for make in self._makers]
+        cells = self._program.input_cells + self._program.output_cells
+        for cell, array in zip(cells, (*self._inputs, *self._results), strict=True):
+            if cell is not None:
+                self._program.cells[cell] = id(array)
 
     def _host_function(self, step: Step) -> Any:
         """A step that numpy computes, as a function the interpreter can call."""
@@ -162,67 +227,8 @@ class Executable:
         raw = memoryview(place.from_address(self._arena_base + operand.index))
         return np.frombuffer(raw, dtype, count).reshape(operand.shape)
 
-    def run(self, inputs: Sequence[Value]) -> list[Value]:
-        """The outputs for inputs of exactly the plan's types, in order.
-
-        Raises WhiteboxError naming the step that failed.
-        """
-        uploaded = self._bind(inputs)
-        self._failure = None
-        if self.plan.steps:
-            try:
-                self._interpret(self._table_ref, self._state_ref)
-            except Exception as error:
-                raise self._step_error() from error
-            if self._state[1]:
-                raise self._step_error() from self._failure
-        outputs = [
-            self._results[index]
-            if operand.storage == Storage.OUTPUT and operand.index == index
-            else _detached(self._read(operand))
-            for index, operand in enumerate(self.plan.outputs)
-        ]
-        # The caller owns the results; the inputs may go.
-        del uploaded
-        self._inputs, self._results = [], []
-        return outputs
-
-    def _bind(self, inputs: Sequence[Value]) -> list[Memory | None]:
-        """Point the tables at this run's inputs, fresh outputs and the arena."""
-        device = self.arena.device
-        base = self.arena.reserve(self.plan.arena_bytes)
-        data = self._tensors["data"]
-        if base != self._arena_base:
-            data[self._rows[Storage.ARENA]] = self._offsets[Storage.ARENA] + np.uint64(base)
-            self._arena_base = base
-        self._inputs = list(inputs)
-        memories = [
-            device.upload(value)
-            if isinstance(value, np.ndarray) and value.dtype != object
-            else None
-            for value in inputs
-        ]
-        for row, index in zip(self._rows[Storage.INPUT], self._offsets[Storage.INPUT], strict=True):
-            memory = memories[int(index)]
-            assert memory is not None
-            data[row] = memory.address
-        results: list[tuple[np.ndarray, Memory] | None] = [
-            device.empty(operand.dtype, operand.shape)
-            if operand.storage == Storage.OUTPUT and operand.index == index
-            else None
-            for index, operand in enumerate(self.plan.outputs)
-        ]
-        for row, index in zip(
-            self._rows[Storage.OUTPUT], self._offsets[Storage.OUTPUT], strict=True
-        ):
-            result = results[int(index)]
-            assert result is not None
-            data[row] = result[1].address
-        self._results = [None if result is None else result[0] for result in results]
-        return memories
-
-    def _step_error(self) -> WhiteboxError:
-        step = self.plan.steps[int(self._state[0]) - 1]
+    def _step_error(self, program: Program) -> WhiteboxError:
+        step = self.plan.steps[program.cells[BEGUN] - 1]
         kind = f"kernel {step.kernel[:12]}" if step.kernel else "host step"
         reason = f": {self._failure}" if self._failure else ""
         return WhiteboxError(f"{kind} {step.label} failed{reason}")
@@ -233,17 +239,13 @@ class Executable:
         """Seconds a call of each function in place of one step's kernel, on its real operands."""
         import time
 
-        import tvm_ffi
-
         self._bind(inputs)
         seconds = []
         for function in functions:
-            row = self._table[step : step + 1].copy()
-            row[0, 0] = function.__chandle__()
-            table = tvm_ffi.from_dlpack(row)
+            program = self._program.one_step(step, function)
             start = time.perf_counter()
             for _ in range(calls):
-                self._interpret(table, self._state_ref)
+                self._interpret(program)
             seconds.append((time.perf_counter() - start) / calls)
         self._inputs, self._results = [], []
         return seconds
@@ -252,22 +254,25 @@ class Executable:
         """Seconds of each step on a real run: the median of `repeats`, one call a step."""
         import time
 
-        import tvm_ffi
-
         self._bind(inputs)
         times = np.zeros((repeats, len(self.plan.steps)))
-        rows = [tvm_ffi.from_dlpack(self._table[i : i + 1].copy()) for i in range(times.shape[1])]
+        programs = [self._program.one_step(number) for number in range(times.shape[1])]
         for repeat in times:
-            for number, row in enumerate(rows):
+            for number, program in enumerate(programs):
                 start = time.perf_counter()
-                self._interpret(row, self._state_ref)
+                self._interpret(program)
                 repeat[number] = time.perf_counter() - start
         self._inputs, self._results = [], []
         return list(np.median(times, axis=0))
 
 
-def _max_rank(operands: dict[Operand, int]) -> int:
-    return max((len(operand.shape) for operand in operands), default=0) or 1
+def _places(program: Program) -> list[int]:
+    """The words for the arrays of a call: inputs, then outputs.
+
+    What no kernel touches is written to a word that the interpreter overwrites.
+    """
+    cells = (*program.input_cells, *program.output_cells)
+    return [BEGUN if cell is None else cell for cell in cells]
 
 
 def _detached(value: Value) -> Value:

@@ -12,7 +12,7 @@ from whitebox.compiler.partition import partition
 from whitebox.errors import InvalidInput
 from whitebox.ir.types import TensorType, numpy_dtype
 from whitebox.passes import PassReport
-from whitebox.runtime.plan import Operand, Plan, Step, Storage
+from whitebox.runtime.plan import Plan, Step, Storage
 from whitebox.runtime.prepare import HostExecutable
 from whitebox.runtime.served import ServedModel, default_shapes
 
@@ -170,19 +170,13 @@ def seeded_feeds(model: ServedModel, record: ModelRecord | None) -> dict[str, np
     return feeds
 
 
-def _nbytes(operand: Operand) -> int:
-    if operand.storage == Storage.OBJECT:
-        return 0
-    return TensorType(operand.dtype, operand.shape).nbytes
-
-
 def _step_report(step: Step, seconds: float) -> StepReport:
     result = ", ".join(str(TensorType(o.dtype, o.shape)) for o in step.results)
-    nbytes = sum(_nbytes(operand) for operand in (*step.operands, *step.results))
+    nbytes = sum(operand.nbytes for operand in (*step.operands, *step.results))
     label = step.label if step.kernel else f"{step.label} (host)"
     return StepReport(label, step.kernel, result, seconds * 1e6, nbytes)
 
 
 def _parameter_bytes(plan: Plan) -> int:
     operands = {o for step in plan.steps for o in step.operands}
-    return sum(_nbytes(o) for o in operands if o.storage == Storage.PARAMETER)
+    return sum(o.nbytes for o in operands if o.storage == Storage.PARAMETER)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import sys
 import threading
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 
 from whitebox.compiler.cache import KernelCache
 from whitebox.compiler.worker import ENTRY
-from whitebox.errors import CompileError
+from whitebox.errors import CompileError, WhiteboxError
 
 # DLTensor (DLPack 1.x) and TVMFFIAny, as numpy records.
 DL_TENSOR = np.dtype(
@@ -43,6 +44,32 @@ _DL_CODES = {"int": 0, "uint": 1, "float": 2, "bfloat": 4, "complex": 5, "bool":
 # Iterations for which an idle pool worker spins before it sleeps: a launch costs a few µs more
 # than with TVM's default, and an idle process next to nothing.
 SPIN_COUNT = "2000"
+
+
+@cache
+def array_pointer_offset() -> int:
+    """At which byte of a numpy array object the pointer to its data is.
+
+    numpy's ABI fixes it (every extension module reads it there), after Python's object header,
+    which is not the same in every build of Python; so it is looked for.
+    """
+    probes = [np.empty(size, np.uint8) for size in (1, 100, 10_000)]
+    found: set[int] = set(range(0, np.ndarray.__basicsize__, 8))
+    for probe in probes:
+        words = (ctypes.c_uint64 * (np.ndarray.__basicsize__ // 8)).from_address(id(probe))
+        found &= {8 * i for i, word in enumerate(words) if word == probe.ctypes.data}
+    if sys.implementation.name != "cpython" or len(found) != 1:
+        raise WhiteboxError("this Python is not supported: numpy's arrays have an unknown layout")
+    return found.pop()
+
+
+_word_at = ctypes.c_uint64.from_address
+
+
+def address_of(array: np.ndarray) -> int:
+    """Where an array's data begins; many times faster than `array.ctypes.data`."""
+    value: int = _word_at(id(array) + array_pointer_offset()).value
+    return value
 
 
 def dl_type(dtype: str) -> tuple[int, int]:

@@ -1,24 +1,33 @@
 """Parameters: the values that constant expressions over a model's weights have.
 
 A weight as it came with the model is mapped from the blob store. A derived one (folded, packed) is
-evaluated once, kept in the store under the expression's digest, and from then on mapped as well,
-so it is shared by every process, and by every model with the same weights.
+evaluated once, kept in the store under the expression's digest, and mapped by every later process,
+and for every model with the same weights. Nobody waits for it to be written.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
 
+from whitebox.errors import WhiteboxError
 from whitebox.ir import onnx_schema
 from whitebox.ir.graph import OUTPUT, Graph, Node, topological
+from whitebox.runtime.device import aligned
+
+log = logging.getLogger(__name__)
 
 # Smaller results are evaluated anew each time: cheaper than a look-up on disk.
 KEPT_BYTES = 1 << 16
+
+# The first answers come before derived arrays are written: both want the same cores.
+WRITE_DELAY_S = 1.0
 
 
 class DerivedStore(Protocol):
@@ -30,12 +39,18 @@ class DerivedStore(Protocol):
 
 
 class ParameterStore:
-    """Arrays of constant expressions, one copy a process. Thread-safe."""
+    """Arrays of constant expressions, one copy a process. Thread-safe.
 
-    def __init__(self, derived: DerivedStore | None = None) -> None:
+    `threads` evaluate at a time. `close` waits for what is still to be written.
+    """
+
+    def __init__(self, derived: DerivedStore | None = None, threads: int = 1) -> None:
         self._derived = derived
+        self._threads = threads
         self._alive: WeakValueDictionary[str, np.ndarray] = WeakValueDictionary()
         self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._writers: list[threading.Thread] = []
 
     def resolve(self, graph: Graph) -> list[np.ndarray]:
         """The value of each output of a graph that consists of constant expressions."""
@@ -47,7 +62,7 @@ class ParameterStore:
                 if array is not None:
                     known[node] = array
             missing = [node for node in dict.fromkeys(roots) if node not in known]
-            fresh = _evaluate(missing)
+            fresh = self._evaluate(missing)
             known.update(fresh)
             self._keep(fresh)
             for node, array in known.items():
@@ -62,26 +77,50 @@ class ParameterStore:
             array = self._derived.get_derived(node.digest)
         return array
 
+    def _evaluate(self, roots: Sequence[Node]) -> dict[Node, np.ndarray]:
+        """The values of constant expressions. numpy lets threads run while it computes."""
+        if len(roots) < 2 or self._threads < 2:
+            return dict(zip(roots, map(_value, roots), strict=True))
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="parameters") as pool:
+            return dict(zip(roots, pool.map(_value, roots), strict=True))
+
     def _keep(self, fresh: dict[Node, np.ndarray]) -> None:
-        """Store what was expensive, and use the mapped copy from now on."""
+        """Have what was expensive written, in the background."""
         large = {node.digest: array for node, array in fresh.items() if _is_large(node)}
-        if self._derived is not None and large:
-            self._derived.put_derived(large)
+        if self._derived is None or not large:
+            return
+        writer = threading.Thread(target=self._write, args=(self._derived, large), name="derived")
+        self._writers = [w for w in self._writers if w.is_alive()] + [writer]
+        writer.start()
+
+    def _write(self, derived: DerivedStore, arrays: Mapping[str, np.ndarray]) -> None:
+        self._closed.wait(WRITE_DELAY_S)
+        try:
+            derived.put_derived(arrays)
+        except (WhiteboxError, OSError) as error:
+            log.warning("derived weights were not kept, the next process makes them: %s", error)
+
+    def close(self) -> None:
+        """Write what waits to be written."""
+        self._closed.set()
+        with self._lock:
+            writers = self._writers
+        for writer in writers:
+            writer.join()
 
 
 def _is_large(node: Node) -> bool:
     return node.tensor.dtype != "string" and node.tensor.nbytes >= KEPT_BYTES
 
 
-def _evaluate(roots: list[Node]) -> dict[Node, np.ndarray]:
-    """Values of constant expressions; intermediate results are dropped after their last use."""
-    order = topological(roots)
+def _value(root: Node) -> np.ndarray:
+    """The value of a constant expression; intermediate results are dropped after their last use."""
+    order = topological([root])
     uses = dict.fromkeys(order, 0)
     for node in order:
         for source in node.inputs:
             if source is not None:
                 uses[source] += 1
-    wanted = set(roots)
     values: dict[Node, list[np.ndarray]] = {}
     for node in order:
         if node.is_constant:
@@ -95,7 +134,7 @@ def _evaluate(roots: list[Node]) -> dict[Node, np.ndarray]:
             values[node] = onnx_schema.evaluate(node, arrays)
         for source in sources:
             uses[source] -= 1
-            if not uses[source] and source not in wanted:
+            if not uses[source]:
                 del values[source]
-    # (ascontiguousarray would turn a scalar into a vector)
-    return {node: np.require(values[node][0], requirements="C") for node in roots}
+    value = values[root][0]
+    return value if value.dtype == object else aligned(value)

@@ -42,6 +42,13 @@ class Operand(msgspec.Struct, frozen=True, array_like=True):
     dtype: str
     shape: tuple[int, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor; 0 for objects."""
+        if self.storage == Storage.OBJECT or self.dtype == "string":
+            return 0
+        return TensorType(self.dtype, self.shape).nbytes
+
 
 class Step(msgspec.Struct, frozen=True):
     """One kernel call; or a call of the host, when `kernel` is empty and `host` holds the body."""

@@ -140,5 +140,6 @@ class Preparer:
             return None
 
     def close(self) -> None:
-        """Stop the compile workers."""
+        """Stop the compile workers, finish writing."""
         self.builder.close()
+        self.parameters.close()

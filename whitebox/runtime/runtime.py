@@ -53,9 +53,11 @@ class Runtime:
         self.home = Path(home) if home is not None else config.home()
         self.registry = Registry(self.home)
         self.target = host_target(threads)
-        self.preparer = Preparer(self.target, self.home, ParameterStore(self.registry))
+        parameters = ParameterStore(self.registry, self.target.threads)
+        self.preparer = Preparer(self.target, self.home, parameters)
         self.engine = Engine()
         self._served: dict[tuple[str, int], ServedModel] = {}
+        self._newest: dict[str, ServedModel] = {}  # by name, what `_serve` found
         self._lock = threading.Lock()
         self._generation = self.registry.generation()
         self._records = self._read_records()
@@ -121,6 +123,10 @@ class Runtime:
         `outputs`) to arrays. Raises ModelNotFound, InvalidInput or WhiteboxError.
         """
         model = self._serve(name, version)
+        if outputs is None:
+            results = model.answer(feeds)
+            if results is not None:
+                return dict(zip(model.output_names, results, strict=True))
         values, shapes = model.check(feeds)
         wanted = model.check_outputs(outputs)
         work = model.find(shapes)
@@ -261,6 +267,7 @@ class Runtime:
             return
         with self._lock:
             self._records = self._read_records()
+            self._newest = {}
             self._generation = generation
             for key in [key for key in self._served if key not in self._records]:
                 del self._served[key]
@@ -298,6 +305,9 @@ class Runtime:
 
     def _serve(self, name: str, version: int | None) -> ServedModel:
         """The model in memory, read from the registry when it is not there yet."""
+        newest = self._newest  # one that `refresh` replaces meanwhile gets what nobody reads
+        if version is None and name in newest:
+            return newest[name]
         record = self._record(name, version)
         key = (record.name, record.version)
         served = self._served.get(key)
@@ -306,6 +316,8 @@ class Runtime:
             fresh = ServedModel(record.name, graph, record.inputs, record.outputs)
             with self._lock:
                 served = self._served.setdefault(key, fresh)
+        if version is None:
+            newest[name] = served
         return served
 
 

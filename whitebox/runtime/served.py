@@ -15,10 +15,13 @@ from whitebox.ir.graph import Graph
 from whitebox.ir.types import TensorType, numpy_dtype
 from whitebox.registry.records import TensorSpec
 from whitebox.runtime.engine import Engine, Runnable
+from whitebox.runtime.executable import Executable
 from whitebox.runtime.prepare import NOTHING_BUILT, Preparer, Structured
+from whitebox.runtime.quick import QuickCalls
 from whitebox.runtime.signature import check_feeds
 
-# Executables kept for one model; the least recently used shape is dropped first.
+# Executables kept for one model; the least recently used shape is dropped first. Calls that go
+# the short way are not counted as use: to load a shape again takes milliseconds.
 MAX_SHAPES = 64
 
 Shapes = dict[str, tuple[int, ...]]
@@ -77,6 +80,10 @@ class ServedModel:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.structured = Structured.of(graph)
+        self.output_names = [spec.name for spec in self.outputs]
+        self._all_outputs = list(range(len(self.outputs)))
+        self._quick = QuickCalls(self.inputs)
+        self.answer = self._quick.answer
         self._executables: OrderedDict[tuple[Any, ...], Runnable] = OrderedDict()
         self._lock = threading.Lock()
         self._loading = threading.Lock()
@@ -87,9 +94,9 @@ class ServedModel:
 
     def check_outputs(self, outputs: Sequence[str] | None) -> list[int]:
         """Positions of the requested outputs; all when None. Raises InvalidInput."""
-        names = [spec.name for spec in self.outputs]
+        names = self.output_names
         if outputs is None:
-            return list(range(len(names)))
+            return self._all_outputs
         unknown = [name for name in outputs if name not in names]
         if unknown:
             raise InvalidInput(
@@ -120,10 +127,14 @@ class ServedModel:
             if found is not None:
                 return found, NOTHING_BUILT
             executable, report = preparer.load(self.structured, shapes, engine, progress)
+            key = tuple(shapes.values())
             with self._lock:
-                self._executables[tuple(shapes.values())] = executable
+                self._executables[key] = executable
+                if isinstance(executable, Executable) and executable.is_plain:
+                    self._quick.add(key, executable.plain_call(engine.busy))
                 while len(self._executables) > MAX_SHAPES:
-                    self._executables.popitem(last=False)
+                    oldest, _ = self._executables.popitem(last=False)
+                    self._quick.remove(oldest)
             return executable, report
 
     @property

@@ -64,7 +64,7 @@ def get_available_providers() -> list[str]:
 @cache
 def _shared(home: Path, threads: int) -> tuple[Preparer, Engine]:
     """Sessions of one process share kernels, parameters and the engine."""
-    return Preparer(host_target(threads), home, ParameterStore()), Engine()
+    return Preparer(host_target(threads), home, ParameterStore(threads=threads)), Engine()
 
 
 class InferenceSession:
@@ -100,6 +100,7 @@ class InferenceSession:
         self._metadata: Mapping[str, str] = graph.model.metadata
         inputs, outputs = signature_of(graph.model)
         self._model = ServedModel(graph.model.name, graph, inputs, outputs)
+        self._answer = self._model.answer
 
     def run(
         self,
@@ -108,6 +109,10 @@ class InferenceSession:
         run_options: Any = None,
     ) -> list[Any]:
         """The outputs named (all when None), as arrays, in order. Raises InvalidInput."""
+        if output_names is None:
+            results = self._answer(input_feed)
+            if results is not None:
+                return results
         values, shapes = self._model.check(input_feed)
         wanted = self._model.check_outputs(output_names)
         work = self._model.find(shapes)
