@@ -129,8 +129,12 @@ def fill_rows(sch: Any, block: Any, lanes: int) -> None:
     if not sch.can_decompose_padding(block, row):
         return
     for part in (sch.decompose_padding(block, row), block):
-        _, inner = sch.split(sch.get_loops(part)[-1], [None, lanes])
+        extent = int(sch.get(sch.get_loops(part)[-1]).extent)
+        outer, inner = sch.split(sch.get_loops(part)[-1], [None, lanes])
         sch.vectorize(inner)
+        if extent % lanes:
+            # Otherwise the bound test sits in every vector and turns it into scalars.
+            sch.annotate(outer, "pragma_loop_partition_hint", 1)
 
 
 def schedule_windows(
