@@ -10,7 +10,7 @@ from whitebox.ir import ops
 from whitebox.ir.graph import Node, constant
 from whitebox.passes.rewrite import Rule, rule
 from whitebox.passes.rules.algebra import reshape
-from whitebox.passes.rules.convolution import blocked_conv
+from whitebox.passes.rules.convolution import blocked_conv, conv_of_groups
 from whitebox.passes.rules.packing import known, pack, pad_to, unpack
 from whitebox.passes.rules.transpose import permutation, transpose
 
@@ -39,6 +39,7 @@ def blocked_rules(lanes: int) -> tuple[Rule, ...]:
         return _matmul(node, lanes)
 
     return (
+        conv_of_groups,
         conv_to_blocked,
         matmul_to_panels,
         transposed_operand,

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from whitebox.ir import ops
 from whitebox.ir.graph import Node, constant
 from whitebox.ir.winograd import WEIGHT_TRANSFORM
+from whitebox.passes.rewrite import rule
 from whitebox.passes.rules.algebra import reshape
 from whitebox.passes.rules.packing import known, pack, pack_vector, pad_to, unpack
 
 # Images have so few channels that padding them to a block would waste most of the work.
 FEW_CHANNELS = 4
+# Groups of whole blocks are convolutions of their own; with more of them, copies would dominate.
+_GROUP_CHANNELS, _MOST_GROUPS = 16, 8
 # Winograd's weights are four times as large: that many more bytes cost as much to read as the
 # multiplications saved, unless each weight meets this many positions, or all stay in the cache.
 _WINOGRAD_POSITIONS = 96
@@ -57,6 +62,33 @@ def blocked_conv(node: Node, lanes: int) -> Node | None:
     if bias is not None:
         inputs.append(pack_vector(bias, lanes))
     return unpack(ops.node(op, *inputs, **attrs), oc)
+
+
+@rule("Conv")
+def conv_of_groups(node: Node) -> Node | None:
+    """Conv(x, W), g groups = Concat of Conv(xᵢ, Wᵢ), i < g, for channels xᵢ in whole blocks"""
+    x, weight = node.inputs[:2]
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    group = node.attr("group", 1)
+    if x is None or weight is None or not 1 < group <= _MOST_GROUPS or weight.tensor.rank != 4:
+        return None
+    channels = (weight.tensor.dims[1], weight.tensor.dims[0] // group)
+    if any(each % _GROUP_CHANNELS for each in channels) or not known(weight):
+        return None
+    parts = []
+    for index in range(group):
+        operands = [_part(x, 1, index, group), _part(weight, 0, index, group)]
+        if bias is not None:
+            operands.append(_part(bias, 0, index, group))
+        parts.append(ops.node("Conv", *operands, **{**node.attrs, "group": 1}))
+    return ops.node("Concat", *parts, axis=1)
+
+
+def _part(x: Node, axis: int, index: int, count: int) -> Node:
+    """Slice `index` of `count` equal ones."""
+    size = x.tensor.dims[axis] // count
+    bounds = (index * size, (index + 1) * size, axis, 1)
+    return ops.node("Slice", x, *(constant(np.array([b], np.int64)) for b in bounds))
 
 
 def _worth_winograd(node: Node, weight: Node) -> bool:
