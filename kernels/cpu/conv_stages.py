@@ -95,7 +95,7 @@ def operations(expression: Any) -> int:
         return 1
     if isinstance(expression, ir.Call):
         return _CALL_OPERATIONS + sum(operations(argument) for argument in expression.args)
-    operands = ("a", "b", "value", "condition", "true_value", "false_value")
+    operands = ("a", "b", "value", "body", "condition", "true_value", "false_value")
     parts = [getattr(expression, name) for name in operands if hasattr(expression, name)]
     parts = [part for part in parts if isinstance(part, ir.Expr)]
     return (1 if parts else 0) + sum(operations(part) for part in parts)
