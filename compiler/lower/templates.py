@@ -91,8 +91,9 @@ def _conv(node: Node, target: Target) -> Any:
 def _winograd_conv(node: Node, target: Target) -> Any:
     _, pads, _ = window(node, 2)
     return Winograd.default(
-        _dims(node, 0), _dims(node, 1)[0], pads, lanes=target.lanes, threads=target.threads
-    )
+        _dims(node, 0), _dims(node, 1)[0], pads, node.attr("kernel_shape")[0],
+        lanes=target.lanes, threads=target.threads,
+    )  # fmt: skip
 
 
 @_template("whitebox.DepthwiseConv")

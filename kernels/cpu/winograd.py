@@ -1,15 +1,15 @@
-"""Winograd convolution F(4x4, 3x3) on channel-blocked data: `whitebox.WinogradConv`.
+"""Winograd convolution with 6x6 tiles on channel-blocked data: `whitebox.WinogradConv`.
 
 In: X as NCHWc `[N, IC/c, H, W, c]`, transformed weights U `[OC/c, 6, 6, IC/c, c, c]`, optionally
-B `[OC/c, 1, 1, c]`. Out: NCHWc `[N, OC/c, OH, OW, c]`. It takes 3x3 kernels with stride and
-dilation 1; each 4x4 tile of the result costs 36 multiply-adds a pair of channels instead of 144.
-The loop nest it makes is
+B `[OC/c, 1, 1, c]`. Out: NCHWc `[N, OC/c, OH, OW, c]`. It takes kernels of 3x3 and 5x5 with
+stride and dilation 1. A tile's 36 multiply-adds for a pair of channels make 4x4 results of a 3x3
+kernel, which take 144 directly, or 2x2 of a 5x5 kernel, which take 100. The loop nest it makes is
 
     parallel bands of tile rows (or, where the transformed input is small, a loop of its own):
         V[6, 6] = transformed 6x6 input tiles, for all input channels
         for channel tile:
             M[6, 6] = V[6, 6] x U[6, 6]                      36 products of matrices in registers
-            for tile: 4x4 results = transformed M, epilogue
+            for tile: results = transformed M, epilogue
 
 The transforms multiply by small constants and add, so rounding errors grow by about ten.
 """
@@ -23,8 +23,8 @@ from typing import Any
 from whitebox.kernels.cpu import conv_stages
 from whitebox.kernels.cpu.conv_tiling import ceil_div
 
-# One row of results per tile row, and the 3x3 window's reach beyond it.
-OUT, IN = 4, 6
+# Rows and columns that a tile reads.
+IN = 6
 # The transforms for interpolation points 0, 1, -1, 2, -2 and infinity.
 _INPUT_TRANSFORM = (
     (4, 0, -5, 0, 1, 0),
@@ -34,12 +34,8 @@ _INPUT_TRANSFORM = (
     (0, 2, -1, -2, 1, 0),
     (0, 4, 0, -5, 0, 1),
 )
-_OUTPUT_TRANSFORM = (
-    (1, 1, 1, 1, 1, 0),
-    (0, 1, -1, 2, -2, 0),
-    (0, 1, 1, 4, 4, 0),
-    (0, 1, -1, 8, -8, 1),
-)
+# Row i: the i-th powers of the points but infinity, which counts in the last row only.
+_OUTPUT_POWERS = ((1, 1, 1, 1, 1), (0, 1, -1, 2, -2), (0, 1, 1, 4, 4), (0, 1, -1, 8, -8))
 # Transformed input of this size is made for all bands at once and stays in the outer cache.
 _SHARED_BYTES = 4 * 1024 * 1024
 # A band's own transformed input should stay in a core's cache.
@@ -49,7 +45,7 @@ _BAND_TILES = 64
 _ACCUMULATORS = {16: 28, 8: 12, 4: 12}
 _IN_FLIGHT = 8
 # Time to fetch a vector of weights that only the outer cache holds, beside the work on it.
-_STREAM_CYCLES = 4
+_STREAM_CYCLES = 1
 # Estimated time to transform one tile of one channel block.
 _TRANSFORM_CYCLES = 200
 
@@ -61,6 +57,7 @@ class Winograd:
     x_shape: tuple[int, ...]
     out_blocks: int
     pads: tuple[int, int, int, int]
+    kernel: int
     threads: int
     band: int
     columns: int
@@ -73,14 +70,16 @@ class Winograd:
         x_shape: Sequence[int],
         out_blocks: int,
         pads: Sequence[int],
+        kernel: int,
         *,
         lanes: int,
         threads: int,
     ) -> Winograd:
         """The template with bands and register tiles that fit the caches and registers."""
         n, blocks, height, width = x_shape[:4]
-        rows = ceil_div(height + pads[0] + pads[2] - 2, OUT)
-        across = ceil_div(width + pads[1] + pads[3] - 2, OUT)
+        out = IN + 1 - kernel
+        rows = ceil_div(height + pads[0] + pads[2] - kernel + 1, out)
+        across = ceil_div(width + pads[1] + pads[3] - kernel + 1, out)
         row_bytes = IN * IN * blocks * lanes * across * 4
         shared = n * rows * row_bytes <= _SHARED_BYTES
 
@@ -101,6 +100,7 @@ class Winograd:
             tuple(x_shape),
             out_blocks,
             (pads[0], pads[1], pads[2], pads[3]),
+            kernel,
             threads,
             band,
             columns,
@@ -111,17 +111,23 @@ class Winograd:
     @property
     def out_size(self) -> tuple[int, int]:
         """Output height and width."""
-        top, left, bottom, right = self.pads
-        return self.x_shape[2] + top + bottom - 2, self.x_shape[3] + left + right - 2
+        (height, width), (top, left, bottom, right) = self.x_shape[2:4], self.pads
+        reach = self.kernel - 1
+        return height + top + bottom - reach, width + left + right - reach
+
+    @property
+    def out(self) -> int:
+        """Rows and columns that a tile writes."""
+        return IN + 1 - self.kernel
 
     @property
     def _across(self) -> int:
-        return ceil_div(self.out_size[1], OUT)
+        return ceil_div(self.out_size[1], self.out)
 
     @property
     def _bands(self) -> int:
         """Bands of one image."""
-        return ceil_div(ceil_div(self.out_size[0], OUT), self.band)
+        return ceil_div(ceil_div(self.out_size[0], self.out), self.band)
 
     @property
     def _tiles(self) -> int:
@@ -135,25 +141,28 @@ class Winograd:
         products = self._products(self._transformed_input(x), u)
         bands, tiles, lanes = self.x_shape[0] * self._bands, self._tiles, self.x_shape[4]
         lead = (bands, self._full_blocks, tiles)
+        transform = [
+            (*powers, int(i == self.out - 1)) for i, powers in enumerate(_OUTPUT_POWERS[: self.out])
+        ]
         rows = te.compute(
-            (*lead, OUT, IN, lanes),
+            (*lead, self.out, IN, lanes),
             lambda q, o, t, i, j, c: _row(
-                _OUTPUT_TRANSFORM, i, [products[q, o, r, j, t, c] for r in range(IN)]
+                transform, i, [products[q, o, r, j, t, c] for r in range(IN)]
             ),
             name="wino_half",
         )
         result = te.compute(
-            (*lead, OUT, OUT, lanes),
+            (*lead, self.out, self.out, lanes),
             lambda q, o, t, i, j, c: _row(
-                _OUTPUT_TRANSFORM, j, [rows[q, o, t, i, s, c] for s in range(IN)]
+                transform, j, [rows[q, o, t, i, s, c] for s in range(IN)]
             ),
             name="wino_out",
         )
-        band = OUT * self.band
+        band = self.out * self.band
 
         def view(n: Any, o: Any, h: Any, w: Any, c: Any) -> Any:
-            tile = h % band // OUT * self._across + w // OUT
-            return result[n * self._bands + h // band, o, tile, h % OUT, w % OUT, c]
+            tile = h % band // self.out * self._across + w // self.out
+            return result[n * self._bands + h // band, o, tile, h % self.out, w % self.out, c]
 
         shape = (self.x_shape[0], self.out_blocks, *self.out_size, lanes)
         viewed = te.compute(shape, view, name="conv_view")
@@ -176,8 +185,8 @@ class Winograd:
         bands, tiles = n * self._bands, self._tiles
 
         def tile(q: Any, k: Any, t: Any, r: Any, s: Any, c: Any) -> Any:
-            h = (q % self._bands * self.band + t // self._across) * OUT + r
-            w = t % self._across * OUT + s
+            h = (q % self._bands * self.band + t // self._across) * self.out + r
+            w = t % self._across * self.out + s
             inside = tirx.all(h >= top, h < top + height, w >= left, w < left + width)
             image = q // self._bands
             return te.if_then_else(inside, x[image, k, h - top, w - left, c], 0.0)
@@ -220,12 +229,12 @@ class Winograd:
         result = conv_stages.inline_around(sch, own, staged=("wino_tile",), threads=self.threads)
         n, o, h, w, c = sch.get_loops(result)
         group, v = sch.split(o, [None, self.vectors])
-        band, row, i = sch.split(h, [None, self.band, OUT])
-        tile, j = sch.split(w, [None, OUT])
+        band, row, i = sch.split(h, [None, self.band, self.out])
+        tile, j = sch.split(w, [None, self.out])
         order = (group, n, band) if self.shared else (n, band, group)
         sch.reorder(*order, v, row, tile, i, j, c)
         sch.vectorize(c)
-        if conv_stages.unrolled_fits(sch, result, OUT * OUT):
+        if conv_stages.unrolled_fits(sch, result, self.out * self.out):
             sch.unroll(i)
             sch.unroll(j)
         self._schedule_output(sch, tile)

@@ -8,7 +8,7 @@ import numpy as np
 
 from whitebox.ir import ops
 from whitebox.ir.graph import Node, constant
-from whitebox.ir.winograd import WEIGHT_TRANSFORM
+from whitebox.ir.winograd import KERNELS, weight_transform
 from whitebox.passes.rewrite import rule
 from whitebox.passes.rules.algebra import reshape
 from whitebox.passes.rules.packing import known, pack, pack_vector, pad_to, unpack
@@ -80,7 +80,7 @@ def conv_of_groups(node: Node) -> Node | None:
         operands = [_part(x, 1, index, group), _part(weight, 0, index, group)]
         if bias is not None:
             operands.append(_part(bias, 0, index, group))
-        parts.append(ops.node("Conv", *operands, **{**node.attrs, "group": 1}))
+        parts.append(ops.make("Conv", tuple(operands), {**node.attrs, "group": 1}))
     return ops.node("Concat", *parts, axis=1)
 
 
@@ -92,10 +92,10 @@ def _part(x: Node, axis: int, index: int, count: int) -> Node:
 
 
 def _worth_winograd(node: Node, weight: Node) -> bool:
-    """Whether a convolution of group 1 is faster with 4x4 results at a time."""
+    """Whether a convolution of group 1 is faster by tiles of results."""
     oc, ic, *kernel = weight.tensor.dims
     steps = (*node.attr("strides", (1, 1)), *node.attr("dilations", (1, 1)))
-    if tuple(kernel) != (3, 3) or set(steps) != {1}:
+    if tuple(kernel) not in KERNELS or set(steps) != {1}:
         return False
     batch, _, height, width = node.tensor.dims
     if min(oc, ic) < _WINOGRAD_CHANNELS or min(height, width) < _WINOGRAD_ROWS:
@@ -106,11 +106,11 @@ def _worth_winograd(node: Node, weight: Node) -> bool:
 
 
 def _pack_winograd_weight(weight: Node, lanes: int) -> Node:
-    """OIHW, H = W = 3 → transformed [O/c, 6, 6, I/c, c_in, c_out]."""
-    oc, ic, *_ = weight.tensor.dims
+    """OIHW, H = W → transformed [O/c, 6, 6, I/c, c_in, c_out]."""
+    oc, ic, size, _ = weight.tensor.dims
     outer, inner = -(-oc // lanes), -(-ic // lanes)
-    rows = reshape(weight, (oc * ic, 9))
-    transformed = ops.node("MatMul", rows, constant(WEIGHT_TRANSFORM))
+    rows = reshape(weight, (oc * ic, size * size))
+    transformed = ops.node("MatMul", rows, constant(weight_transform(size)))
     padded = pad_to(reshape(transformed, (oc, ic, 6, 6)), (outer * lanes, inner * lanes, 6, 6))
     split = reshape(padded, (outer, lanes, inner, lanes, 6, 6))
     return ops.node("Transpose", split, perm=(0, 4, 5, 2, 3, 1))

@@ -15,7 +15,7 @@ import numpy as np
 from whitebox.errors import UnsupportedOperator
 from whitebox.ir import ops
 from whitebox.ir.graph import INPUT, OUTPUT, Graph, Node, constant, topological
-from whitebox.ir.winograd import WEIGHT_INVERSE
+from whitebox.ir.winograd import weight_inverse
 
 Expansion: TypeAlias = Callable[[Node, "tuple[Node | None, ...]"], Node]
 
@@ -140,8 +140,9 @@ def _winograd_conv(node: Node, inputs: tuple[Node | None, ...]) -> Node:
     x, weight = _plain(_given(inputs, 0)), _given(inputs, 1)
     outer, _, _, inner, block, _ = weight.tensor.dims
     rows = _reshape(_transpose(weight, 0, 5, 3, 4, 1, 2), -1, 36)
-    weight = ops.node("MatMul", rows, constant(WEIGHT_INVERSE))
-    weight = _reshape(weight, outer * block, inner * block, 3, 3)
+    size = node.attr("kernel_shape")[0]
+    weight = ops.node("MatMul", rows, constant(weight_inverse(size)))
+    weight = _reshape(weight, outer * block, inner * block, size, size)
     return _blocked(ops.node("Conv", x, weight, _bias(inputs), **_window_attrs(node)), block)
 
 

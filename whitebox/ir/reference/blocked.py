@@ -9,7 +9,7 @@ import numpy as np
 from whitebox.ir.graph import Node
 from whitebox.ir.reference.table import Values, means
 from whitebox.ir.reference.windows import convolve, pool
-from whitebox.ir.winograd import WEIGHT_INVERSE
+from whitebox.ir.winograd import weight_inverse
 
 
 def to_blocked(x: np.ndarray, block: int) -> np.ndarray:
@@ -47,9 +47,10 @@ def _conv(node: Node, values: Values) -> Any:
 def _winograd_conv(node: Node, values: Values) -> Any:
     x, weight, bias = (*values, None)[:3]
     outer, _, _, inner, block, _ = weight.shape
-    rows = weight.transpose(0, 5, 3, 4, 1, 2).reshape(-1, 36) @ WEIGHT_INVERSE
+    size = node.attr("kernel_shape")[0]
+    rows = weight.transpose(0, 5, 3, 4, 1, 2).reshape(-1, 36) @ weight_inverse(size)
     flat = None if bias is None else bias.reshape(-1)
-    plain = rows.reshape(outer * block, inner * block, 3, 3)
+    plain = rows.reshape(outer * block, inner * block, size, size)
     attrs = {**node.attrs, "group": 1}
     return to_blocked(convolve(from_blocked(x), plain, flat, attrs), block)
 
