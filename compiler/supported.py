@@ -19,7 +19,7 @@ _DTYPES = frozenset(
 TEMPLATE_OPS = frozenset(
     """
     ConvTranspose whitebox.AveragePool whitebox.Conv whitebox.DepthwiseConv whitebox.MatMul
-    whitebox.MatMulInteger whitebox.MatMulTransposed whitebox.MaxPool
+    whitebox.MatMulInteger whitebox.MatMulTransposed whitebox.MaxPool whitebox.WinogradConv
     """.split()
 )
 

@@ -23,12 +23,14 @@ from tvm import s_tir, te  # noqa: E402
 from tvm_ffi import from_dlpack  # noqa: E402
 
 from whitebox.compiler.target import host_target  # noqa: E402
+from whitebox.ir.winograd import weight_transform  # noqa: E402
 from whitebox.kernels.cpu.conv import Conv2d  # noqa: E402
 from whitebox.kernels.cpu.conv_plain import PlainConv  # noqa: E402
 from whitebox.kernels.cpu.conv_tiling import Extents, choose_tile, register_tiles  # noqa: E402
 from whitebox.kernels.cpu.conv_transpose import PlainConvTranspose  # noqa: E402
 from whitebox.kernels.cpu.depthwise import DepthwiseConv2d  # noqa: E402
 from whitebox.kernels.cpu.pool import BlockedPool, PlainPool  # noqa: E402
+from whitebox.kernels.cpu.winograd import Winograd  # noqa: E402
 
 HOST = host_target(2)
 LANES = HOST.lanes
@@ -182,6 +184,41 @@ def test_blocked_convolution_on_narrower_vectors(lanes: int) -> None:
     assert_close(unblock(actual, 20), np.maximum(expected + residual, 0))
 
 
+# batch, channels, height, width, out channels, kernel, pads
+WINOGRAD = [
+    (1, 16, 8, 8, 32, 3, (1, 1, 1, 1)),
+    (1, 40, 13, 19, 24, 3, (1, 1, 1, 1)),
+    (2, 33, 7, 9, 48, 3, (0, 2, 1, 0)),
+    (3, 16, 5, 5, 16, 3, (1, 1, 1, 1)),
+    (1, 16, 40, 44, 80, 3, (0, 0, 0, 0)),
+    (1, 160, 120, 60, 33, 3, (1, 1, 1, 1)),
+    (1, 24, 13, 11, 32, 5, (2, 2, 2, 2)),
+    (2, 16, 8, 9, 20, 5, (0, 1, 2, 3)),
+]
+
+
+def winograd_weights(w: Array, lanes: int) -> Array:
+    o, i, *_ = w.shape
+    transformed = (w.reshape(o * i, -1) @ weight_transform(w.shape[2])).reshape(o, i, 6, 6)
+    return pack_weights(transformed, lanes, True).transpose(0, 2, 3, 1, 4, 5)
+
+
+@pytest.mark.parametrize("case", WINOGRAD, ids=str)
+@pytest.mark.parametrize("lanes", [LANES, 8])
+def test_winograd_convolution(case: Any, lanes: int) -> None:
+    n, c, height, width, oc, kernel, pads = case
+    x, w, b = random(n, c, height, width), random(oc, c, kernel, kernel), random(oc)
+    expected = reference("Conv", [x, w, b], pads=pads)
+    residual = random(*expected.shape)
+    data, weights = block(x, lanes), winograd_weights(w, lanes)
+    template = Winograd.default(data.shape, weights.shape[0], pads, kernel, lanes=lanes, threads=2)
+    other = block(residual, lanes)
+    actual = run(template, [data, weights, pack_bias(b, lanes)], other.shape, residual=other)
+    expected = np.maximum(expected + residual, 0)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(unblock(actual, oc), expected, rtol=0, atol=2e-5 * scale)
+
+
 def test_epilogue_with_calls_and_a_gate_per_channel() -> None:
     """A long epilogue is not unrolled; y * sigmoid(y) * gate reads the sums twice."""
     x, w, b = random(1, 16, 10, 10), random(32, 16, 3, 3), random(32)
@@ -272,7 +309,7 @@ def test_choosing_a_template_needs_no_compiler() -> None:
     code = (
         "import sys\n"
         "from whitebox.kernels.cpu.conv import Conv2d\n"
-        "from whitebox.kernels.cpu import conv_plain, conv_transpose, depthwise, pool\n"
+        "from whitebox.kernels.cpu import conv_plain, conv_transpose, depthwise, pool, winograd\n"
         "Conv2d.default((1, 4, 56, 56, 16), (4, 4, 3, 3, 16, 16), lanes=16, threads=2)\n"
         "assert 'tvm' not in sys.modules\n"
     )

@@ -96,7 +96,8 @@ def test_layout_keeps_values_and_meets_in_the_middle() -> None:
     graph = conv_chain()
     blocked = optimize(graph, PASSES[:3])
     counts = [node.op for node in blocked.nodes]
-    assert counts.count("whitebox.Conv") == 2
+    assert counts.count("whitebox.WinogradConv") == 1
+    assert counts.count("whitebox.Conv") == 1
     assert counts.count("whitebox.DepthwiseConv") == 1
     assert counts.count("whitebox.Pack") == 1  # x, once for both of its readers
     assert counts.count("whitebox.Unpack") == 1  # y
@@ -109,7 +110,7 @@ def test_fuse_makes_a_kernel_of_each_convolution_and_what_follows() -> None:
     operators = [[n.op.removeprefix("whitebox.") for n in body.nodes] for body in bodies]
     assert [[op for op in found if op not in ("Input", "Constant")] for found in operators] == [
         ["Pack"],
-        ["Conv", "Relu"],
+        ["WinogradConv", "Relu"],
         ["DepthwiseConv", "HardSwish"],
         ["Conv", "Add"],
         ["Unpack"],

@@ -20,6 +20,7 @@ from whitebox.kernels.cpu.gemm_integer import IntegerMatMul
 from whitebox.kernels.cpu.norm import Normalization
 from whitebox.kernels.cpu.pool import BlockedPool, PlainPool
 from whitebox.kernels.cpu.softmax import Softmax
+from whitebox.kernels.cpu.winograd import Winograd
 
 Make = Callable[[Node, Target], Any]
 TEMPLATES: dict[str, Make] = {}
@@ -83,6 +84,15 @@ def _conv(node: Node, target: Target) -> Any:
         _dims(node, 0), _dims(node, 1), strides, pads, dilations,
         lanes=target.lanes, threads=target.threads, data_layout=node.attr("data_layout"),
         in_channels=node.attr("in_channels"),
+    )  # fmt: skip
+
+
+@_template("whitebox.WinogradConv")
+def _winograd_conv(node: Node, target: Target) -> Any:
+    _, pads, _ = window(node, 2)
+    return Winograd.default(
+        _dims(node, 0), _dims(node, 1)[0], pads, node.attr("kernel_shape")[0],
+        lanes=target.lanes, threads=target.threads,
     )  # fmt: skip
 
 

@@ -77,6 +77,9 @@ class PlainConv:
         result = conv_stages.inline_around(
             sch, own, staged=("conv_acc",), threads=self.windows.threads
         )
+        if not self.windows.whole and self.windows.by_channel_tile:
+            self.windows.schedule_channel_tiles(sch, result)
+            return
         self.windows.schedule(sch, result, fused=self.windows.whole)
         if not self.windows.whole:
             conv_stages.write_rows(sch, result, self.windows.threads)

@@ -95,7 +95,7 @@ def operations(expression: Any) -> int:
         return 1
     if isinstance(expression, ir.Call):
         return _CALL_OPERATIONS + sum(operations(argument) for argument in expression.args)
-    operands = ("a", "b", "value", "condition", "true_value", "false_value")
+    operands = ("a", "b", "value", "body", "condition", "true_value", "false_value")
     parts = [getattr(expression, name) for name in operands if hasattr(expression, name)]
     parts = [part for part in parts if isinstance(part, ir.Expr)]
     return (1 if parts else 0) + sum(operations(part) for part in parts)
@@ -129,8 +129,12 @@ def fill_rows(sch: Any, block: Any, lanes: int) -> None:
     if not sch.can_decompose_padding(block, row):
         return
     for part in (sch.decompose_padding(block, row), block):
-        _, inner = sch.split(sch.get_loops(part)[-1], [None, lanes])
+        extent = int(sch.get(sch.get_loops(part)[-1]).extent)
+        outer, inner = sch.split(sch.get_loops(part)[-1], [None, lanes])
         sch.vectorize(inner)
+        if extent % lanes:
+            # Otherwise the bound test sits in every vector and turns it into scalars.
+            sch.annotate(outer, "pragma_loop_partition_hint", 1)
 
 
 def schedule_windows(

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from whitebox.kernels.cpu import conv_stages
+from whitebox.kernels.cpu import conv_stages, stages
 from whitebox.kernels.cpu.conv_tiling import Extents, Tile, ceil_div, choose_tile
 from whitebox.kernels.cpu.plain_copy import Reader, copy_blocks, phases
 
@@ -221,11 +221,7 @@ class PlainWindows:
 
     def schedule(self, sch: Any, result: Any, fused: bool) -> None:
         """Tile the sums and, where `fused`, compute them as the block `result` writes them out."""
-        for block in copy_blocks(sch, "conv"):
-            cycles = conv_stages.copy_cycles(sch, block, self.lanes)
-            *outer, _ = sch.get_loops(block)
-            conv_stages.fill_rows(sch, block, self.lanes)
-            conv_stages.parallel(sch, outer, cycles, self.threads)
+        self._schedule_copies(sch)
         acc = sch.get_sblock("conv_acc")
         if fused:
             writer = result
@@ -245,6 +241,45 @@ class PlainWindows:
             sch.unroll(channel)
             sch.unroll(vector)
         self._schedule_reduction(sch, acc, len(rows))
+
+    @property
+    def by_channel_tile(self) -> bool:
+        """Whether `schedule_channel_tiles` applies and has work for all threads."""
+        tiles = self.batch * (self.full_channels // self.tile.columns)
+        whole = self.full_channels == self.groups * self.channels
+        return self.flat and whole and tiles >= 4 * self.threads
+
+    def schedule_channel_tiles(self, sch: Any, result: Any) -> None:
+        """Tile the sums of flat rows that end in part of a vector.
+
+        A channel tile's sums go to whole vectors of scratch; `result` reads them from there.
+        """
+        self._schedule_copies(sch)
+        acc = sch.get_sblock("conv_acc")
+        writer = sch.cache_write(acc, 0, "local")
+        if len(self.out_size) > 1:
+            sch.transform_block_layout(result, _joined_positions(self.out_size))
+        n, m, across = sch.get_loops(writer)
+        outer_m, channel = sch.split(m, [None, self.tile.columns])
+        item = sch.fuse(n, outer_m)
+        tiles, vector, lane = sch.split(across, [None, self.tile.vectors, self.lanes])
+        sch.reorder(item, tiles, channel, vector, lane)
+        sch.compute_at(acc, tiles, preserve_unit_loops=True)
+        # Placed from the sums' side, so that these stay whole vectors.
+        sch.reverse_compute_at(result, item, preserve_unit_loops=True)
+        stages.vectorize_rows(sch, sch.get_loops(result)[-1:], self.row, self.lanes)
+        self._parallelise(sch, [item])
+        sch.vectorize(lane)
+        sch.unroll(channel)
+        sch.unroll(vector)
+        self._schedule_reduction(sch, acc, 0)
+
+    def _schedule_copies(self, sch: Any) -> None:
+        for block in copy_blocks(sch, "conv"):
+            cycles = conv_stages.copy_cycles(sch, block, self.lanes)
+            *outer, _ = sch.get_loops(block)
+            conv_stages.fill_rows(sch, block, self.lanes)
+            conv_stages.parallel(sch, outer, cycles, self.threads)
 
     def _parallelise(self, sch: Any, outer: list[Any]) -> None:
         rows = self.batch * (1 if self.flat else prod(self.out_size[:-1]))
@@ -272,7 +307,7 @@ def _joined_positions(out_size: Sequence[int]) -> Any:
     def joined(n: Any, m: Any, *at: Any) -> tuple[Any, ...]:
         return (n, m, _ravel(at, out_size))
 
-    return tirx.IndexMap.from_func(joined, ndim=2 + len(out_size))
+    return tirx.IndexMap.from_func(joined, ndim=2 + len(out_size), index_dtype="int32")
 
 
 def _ravel(at: Sequence[Any], size: Sequence[int]) -> Any:

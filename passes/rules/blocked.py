@@ -10,10 +10,10 @@ from whitebox.ir import ops
 from whitebox.ir.graph import Node, constant
 from whitebox.passes.rewrite import Rule, rule
 from whitebox.passes.rules.algebra import reshape
+from whitebox.passes.rules.convolution import blocked_conv, conv_of_groups
+from whitebox.passes.rules.packing import known, pack, pad_to, unpack
 from whitebox.passes.rules.transpose import permutation, transpose
 
-# Images have so few channels that padding them to a block would waste most of the work.
-FEW_CHANNELS = 4
 # Vectors a panel of a packed matrix may have, and the relative cost of a column in it: fewer of
 # them need more loads for each multiply-add. 32 registers hold accumulators for four, 16 for two.
 PANEL_COSTS = {16: {4: 1.0, 3: 1.02, 2: 1.06, 1: 1.25}}
@@ -33,7 +33,7 @@ def blocked_rules(lanes: int) -> tuple[Rule, ...]:
     @rule("Conv")
     def conv_to_blocked(node: Node) -> Node | None:
         """Conv(x, W, b) = Unpack(whitebox.Conv(Pack(x), packed W, packed b)), W known"""
-        return _conv(node, lanes)
+        return blocked_conv(node, lanes)
 
     @rule("MatMul")
     def matmul_to_panels(node: Node) -> Node | None:
@@ -41,6 +41,7 @@ def blocked_rules(lanes: int) -> tuple[Rule, ...]:
         return _matmul(node, lanes)
 
     return (
+        conv_of_groups,
         conv_to_blocked,
         matmul_to_panels,
         transposed_operand,
@@ -53,92 +54,6 @@ def blocked_rules(lanes: int) -> tuple[Rule, ...]:
         slice_below_unpack,
         resize_below_unpack,
     )
-
-
-def pack(x: Node, lanes: int) -> Node:
-    """NCHW → NCHWc."""
-    return ops.node("whitebox.Pack", x, block=lanes)
-
-
-def unpack(x: Node, channels: int) -> Node:
-    """NCHWc → NCHW, the padding lanes dropped."""
-    return ops.node("whitebox.Unpack", x, channels=channels)
-
-
-def _known(node: Node | None) -> bool:
-    return node is not None and node.is_constant_expression
-
-
-def pad_to(node: Node, sizes: tuple[int, ...]) -> Node:
-    """A known tensor with zeros appended up to `sizes`."""
-    grow = [size - dim for size, dim in zip(sizes, node.tensor.dims, strict=True)]
-    if not any(grow):
-        return node
-    return ops.node("Pad", node, constant(np.array([0] * len(grow) + grow, np.int64)))
-
-
-def pack_vector(vector: Node, lanes: int) -> Node:
-    """A known [C] as [⌈C/c⌉, 1, 1, c], to broadcast against NCHWc."""
-    blocks = -(-vector.tensor.dims[0] // lanes)
-    return reshape(pad_to(vector, (blocks * lanes,)), (blocks, 1, 1, lanes))
-
-
-def _conv(node: Node, lanes: int) -> Node | None:
-    x, weight = node.inputs[:2]
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if x is None or weight is None or not _known(weight) or not (bias is None or _known(bias)):
-        return None
-    if node.tensor.dtype != "float32" or not node.tensor.is_static or node.tensor.rank != 4:
-        return None
-    if node.attr("auto_pad", "NOTSET") != "NOTSET" or 0 in node.tensor.dims:
-        return None
-    oc, ic, kh, kw = weight.tensor.dims
-    group = node.attr("group", 1)
-    depthwise = group > 1 and ic == 1 and oc == group
-    if group != 1 and not depthwise:
-        return None
-    few = group == 1 and ic <= FEW_CHANNELS and x.op != "whitebox.Unpack"
-    attrs: dict[str, Any] = {
-        "kernel_shape": (kh, kw),
-        "strides": tuple(node.attr("strides", (1, 1))),
-        "pads": tuple(node.attr("pads", (0, 0, 0, 0))),
-        "dilations": tuple(node.attr("dilations", (1, 1))),
-        "group": 1,
-        "block": lanes,
-        "data_layout": "NCHW" if few else "NCHWc",
-        "in_channels": x.tensor.dims[1],
-    }
-    inputs = [x if few else pack(x, lanes)]
-    if depthwise:
-        inputs.append(_pack_depthwise_weight(weight, lanes))
-    else:
-        inputs.append(_pack_conv_weight(weight, lanes, few))
-    if bias is not None:
-        inputs.append(pack_vector(bias, lanes))
-    op = "whitebox.DepthwiseConv" if depthwise else "whitebox.Conv"
-    return unpack(ops.node(op, *inputs, **attrs), oc)
-
-
-def _pack_conv_weight(weight: Node, lanes: int, few: bool) -> Node:
-    """OIHW → [O/c, I/c, H, W, c_in, c_out], or [O/c, I, H, W, c_out] for few input channels."""
-    oc, ic, kh, kw = weight.tensor.dims
-    outer = -(-oc // lanes)
-    if few:
-        padded = pad_to(weight, (outer * lanes, ic, kh, kw))
-        split = reshape(padded, (outer, lanes, ic, kh, kw))
-        return ops.node("Transpose", split, perm=(0, 2, 3, 4, 1))
-    inner = -(-ic // lanes)
-    padded = pad_to(weight, (outer * lanes, inner * lanes, kh, kw))
-    split = reshape(padded, (outer, lanes, inner, lanes, kh, kw))
-    return ops.node("Transpose", split, perm=(0, 2, 4, 5, 3, 1))
-
-
-def _pack_depthwise_weight(weight: Node, lanes: int) -> Node:
-    """[C, 1, H, W] → [C/c, H, W, c]."""
-    channels, _, kh, kw = weight.tensor.dims
-    outer = -(-channels // lanes)
-    padded = pad_to(weight, (outer * lanes, 1, kh, kw))
-    return ops.node("Transpose", reshape(padded, (outer, lanes, kh, kw)), perm=(0, 2, 3, 1))
 
 
 def panel_width(columns: int, lanes: int) -> int:
@@ -154,7 +69,7 @@ def panel_width(columns: int, lanes: int) -> int:
 
 def _matmul(node: Node, lanes: int) -> Node | None:
     a, weight = node.inputs
-    if a is None or weight is None or not _known(weight) or _known(a):
+    if a is None or weight is None or not known(weight) or known(a):
         return None
     if weight.tensor.rank != 2 or a.tensor.rank < 2 or node.tensor.dtype != "float32":
         return None
@@ -172,7 +87,7 @@ def _matmul(node: Node, lanes: int) -> Node | None:
 def transposed_operand(node: Node) -> Node | None:
     """A · Transpose(B) = whitebox.MatMulTransposed(A, B'), which reads B' by rows"""
     a, b = node.inputs
-    if a is None or b is None or _known(b) or node.tensor.dtype != "float32":
+    if a is None or b is None or known(b) or node.tensor.dtype != "float32":
         return None
     if not node.tensor.is_static or b.tensor.rank < 2:
         return None

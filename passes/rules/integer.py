@@ -9,7 +9,8 @@ from whitebox.ir.graph import Node, constant
 from whitebox.ir.types import ONNX_DTYPES
 from whitebox.passes.rewrite import Rule, rule
 from whitebox.passes.rules.algebra import reshape, scalar
-from whitebox.passes.rules.blocked import pad_to, panel_width
+from whitebox.passes.rules.blocked import panel_width
+from whitebox.passes.rules.packing import pad_to
 
 # Products that one instruction adds into a sum.
 GROUP = 4

@@ -15,6 +15,7 @@ import numpy as np
 from whitebox.errors import UnsupportedOperator
 from whitebox.ir import ops
 from whitebox.ir.graph import INPUT, OUTPUT, Graph, Node, constant, topological
+from whitebox.ir.winograd import weight_inverse
 
 Expansion: TypeAlias = Callable[[Node, "tuple[Node | None, ...]"], Node]
 
@@ -135,6 +136,16 @@ def _conv(node: Node, inputs: tuple[Node | None, ...]) -> Node:
     return _blocked(ops.node("Conv", x, weight, _bias(inputs), **_window_attrs(node)), block)
 
 
+def _winograd_conv(node: Node, inputs: tuple[Node | None, ...]) -> Node:
+    x, weight = _plain(_given(inputs, 0)), _given(inputs, 1)
+    outer, _, _, inner, block, _ = weight.tensor.dims
+    rows = _reshape(_transpose(weight, 0, 5, 3, 4, 1, 2), -1, 36)
+    size = node.attr("kernel_shape")[0]
+    weight = ops.node("MatMul", rows, constant(weight_inverse(size)))
+    weight = _reshape(weight, outer * block, inner * block, size, size)
+    return _blocked(ops.node("Conv", x, weight, _bias(inputs), **_window_attrs(node)), block)
+
+
 def _depthwise_conv(node: Node, inputs: tuple[Node | None, ...]) -> Node:
     x, weight = _plain(_given(inputs, 0)), _given(inputs, 1)
     blocks, kh, kw, block = weight.tensor.dims
@@ -181,6 +192,7 @@ def _unpack(node: Node, inputs: tuple[Node | None, ...]) -> Node:
 
 _EXPANSIONS: Mapping[str, Expansion] = {
     "whitebox.Conv": _conv,
+    "whitebox.WinogradConv": _winograd_conv,
     "whitebox.DepthwiseConv": _depthwise_conv,
     "whitebox.MaxPool": _pool,
     "whitebox.AveragePool": _pool,

@@ -9,6 +9,7 @@ import numpy as np
 from whitebox.ir.graph import Node
 from whitebox.ir.reference.table import Values, means
 from whitebox.ir.reference.windows import convolve, pool
+from whitebox.ir.winograd import weight_inverse
 
 
 def to_blocked(x: np.ndarray, block: int) -> np.ndarray:
@@ -40,6 +41,18 @@ def _conv(node: Node, values: Values) -> Any:
     flat = None if bias is None else bias.reshape(-1)
     plain = convolve(data, _plain_weight(weight), flat, {**node.attrs, "group": 1})
     return to_blocked(plain, node.attr("block"))
+
+
+@means("whitebox.WinogradConv")
+def _winograd_conv(node: Node, values: Values) -> Any:
+    x, weight, bias = (*values, None)[:3]
+    outer, _, _, inner, block, _ = weight.shape
+    size = node.attr("kernel_shape")[0]
+    rows = weight.transpose(0, 5, 3, 4, 1, 2).reshape(-1, 36) @ weight_inverse(size)
+    flat = None if bias is None else bias.reshape(-1)
+    plain = rows.reshape(outer * block, inner * block, size, size)
+    attrs = {**node.attrs, "group": 1}
+    return to_blocked(convolve(from_blocked(x), plain, flat, attrs), block)
 
 
 @means("whitebox.DepthwiseConv")

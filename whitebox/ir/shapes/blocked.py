@@ -37,6 +37,16 @@ def _conv(call: Call) -> TensorType:
     )
 
 
+@rule("whitebox.WinogradConv")
+def _winograd_conv(call: Call) -> TensorType:
+    n, channel_blocks, h, w, block = _blocked(call)
+    weight = call.tensor(1).dims
+    if weight[1:] != (6, 6, channel_blocks, block, block):
+        raise Misfit(f"{channel_blocks} blocks of channels meet a transformed weight {weight}")
+    dims = (n, weight[0], *window_dims((h, w), call.attrs), block)
+    return TensorType(call.dtype(0), dims)
+
+
 @rule("whitebox.DepthwiseConv")
 def _depthwise_conv(call: Call) -> TensorType:
     n, channel_blocks, h, w, block = _blocked(call)
