@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,8 @@ import typer
 from benchmarks.catalogue import MODELS
 
 if TYPE_CHECKING:
-    from benchmarks.latency import ModelResult
+    from benchmarks.latency import EngineResult, ModelResult
+    from benchmarks.operators import Operator
 
 app = typer.Typer(
     help="Whitebox on real models, against real peers.",
@@ -94,6 +95,91 @@ def startup(
 
 
 @app.command()
+def kernels(
+    operators: Annotated[
+        str, typer.Option(help="Comma-separated names or families, such as gemm,softmax.")
+    ] = "all",
+    threads: Annotated[int, typer.Option(min=1, help="Threads each engine may use.")] = 2,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Seconds of timing an operator.")] = 2.0,
+    engines: Annotated[
+        str, typer.Option(help="Comma-separated: whitebox, onnxruntime, openvino.")
+    ] = "whitebox,onnxruntime,openvino",
+    seed: Annotated[int, typer.Option(help="Seed of inputs and weights.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything measured to this file.")
+    ] = None,
+) -> None:
+    """Time single operators, against the peers and against the machine's measured peak.
+
+    Engines take turns; medians are shown. Each answer is checked against onnxruntime's first.
+    Exits with 1 when Whitebox fails on an operator or answers wrongly.
+
+    \b
+    Examples:
+      python -m benchmarks kernels
+      python -m benchmarks kernels --operators convolution,depthwise --json out.json
+    """
+    from benchmarks.operators import OPERATORS
+
+    _run_operators("kernels", OPERATORS, operators, (threads, seconds, seed, engines), json_file)
+
+
+@app.command()
+def tiny(
+    seconds: Annotated[float, typer.Option(min=0.0, help="Seconds of timing a model.")] = 2.0,
+    engines: Annotated[
+        str, typer.Option(help="Comma-separated: whitebox, onnxruntime, openvino.")
+    ] = "whitebox,onnxruntime",
+    seed: Annotated[int, typer.Option(help="Seed of inputs and weights.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything measured to this file.")
+    ] = None,
+) -> None:
+    """Time models so small that the way through Python is what counts, in `InferenceSession.run`.
+
+    \b
+    Examples:
+      python -m benchmarks tiny
+    """
+    from benchmarks.operators import TINY
+
+    _run_operators("tiny", TINY, "all", (2, seconds, seed, engines), json_file)
+
+
+def _run_operators(
+    benchmark: str,
+    known: Mapping[str, Operator],
+    wanted: str,
+    given: tuple[int, float, int, str],
+    json_file: Path | None,
+) -> None:
+    threads, seconds, seed, engines = given
+    os.environ["WHITEBOX_THREADS"] = str(threads)
+    from rich.console import Console
+
+    from benchmarks import kernels, peak
+    from benchmarks.engines import ENGINES
+    from benchmarks.latency import Settings
+
+    families = {made.family for made in known.values()}
+    names = _known(wanted.split(","), {"all", *families, *known}, "operator")
+    chosen = [m for m in known.values() if {"all", m.family, m.name} & set(names)]
+    named = tuple(_known(engines.split(","), ENGINES, "engine"))
+    settings = Settings(threads, seconds, seed, named)
+    best = peak.measure(threads)
+    results = []
+    for result in kernels.measure(chosen, settings):
+        results.append(result)
+        typer.echo(f"{result.operator.name}: {_times(result.engines)}", err=True)
+    Console(width=None if os.isatty(1) else 150).print(kernels.table(results, settings, best))
+    if json_file is not None:
+        found = kernels.document(benchmark, results, settings, best)
+        json_file.write_text(json.dumps(found, indent=2) + "\n")
+    ours = [result.engines["whitebox"] for result in results if "whitebox" in result.engines]
+    raise typer.Exit(1 if any(result.failure for result in ours) else 0)
+
+
+@app.command()
 def models(
     fetch: Annotated[bool, typer.Option(help="Fetch every model now.")] = False,
 ) -> None:
@@ -141,11 +227,15 @@ def _progress(result: ModelResult) -> str:
     """One line a model, shown as soon as it is measured."""
     if result.skipped is not None:
         return f"{result.name}: skipped, {result.skipped}"
+    return f"{result.name}: {_times(result.engines)}"
+
+
+def _times(engines: Mapping[str, EngineResult]) -> str:
     parts = []
-    for name, engine in result.engines.items():
+    for name, engine in engines.items():
         ms = engine.median_ms
-        parts.append(f"{name} {engine.failure}" if ms is None else f"{name} {ms:.2f} ms")
-    return f"{result.name}: {', '.join(parts)}"
+        parts.append(f"{name} {engine.failure}" if ms is None else f"{name} {ms:.4g} ms")
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.agreement import LIMIT, worst_error
 from benchmarks.catalogue import MODELS, Model
-from benchmarks.engines import ENGINES, Run
+from benchmarks.engines import ENGINES, Feeds, Run
 from benchmarks.models import ModelUnavailable, with_weights
 
 REFERENCE = "onnxruntime"
@@ -112,12 +112,17 @@ def measure(names: Sequence[str], settings: Settings) -> Iterator[ModelResult]:
 
 
 def _measure_model(model: Model, file: Path, settings: Settings, result: ModelResult) -> None:
-    feeds = model.feeds(settings.seed)
+    result.engines = measure_engines(file, model.feeds(settings.seed), settings)
+
+
+def measure_engines(file: Path, feeds: Feeds, settings: Settings) -> dict[str, EngineResult]:
+    """Check, then time, all engines on one model."""
+    found: dict[str, EngineResult] = {}
     runs: dict[str, Run] = {}
     answers: dict[str, list[np.ndarray]] = {}
     # The reference comes first: the others are compared with it.
     for name in sorted(settings.engines, key=lambda name: name != REFERENCE):
-        outcome = result.engines[name] = EngineResult()
+        outcome = found[name] = EngineResult()
         start = time.perf_counter()
         # Whatever an engine raises is that engine's result, not the benchmark's.
         try:
@@ -134,10 +139,10 @@ def _measure_model(model: Model, file: Path, settings: Settings, result: ModelRe
             outcome.failure = f"wrong answer: relative error {outcome.error:.1e}"
             continue
         runs[name] = run
-    order = [name for name in settings.engines if name in runs]
-    result.engines = {name: result.engines[name] for name in settings.engines}
-    for name, times in _take_turns({name: runs[name] for name in order}, settings.seconds):
-        result.engines[name].times_ms.extend(times)
+    order = {name: runs[name] for name in settings.engines if name in runs}
+    for name, times in _take_turns(order, settings.seconds):
+        found[name].times_ms.extend(times)
+    return {name: found[name] for name in settings.engines}
 
 
 def _take_turns(runs: dict[str, Run], seconds: float) -> Iterator[tuple[str, list[float]]]:

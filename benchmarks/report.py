@@ -117,18 +117,19 @@ def _row(result: ModelResult, settings: Settings, peers: Sequence[str]) -> list[
     size = " ".join(f"{name}{value}" for name, value in result.sizes.items())
     if result.skipped is not None:
         return [result.name, size, Text("not available", style="yellow")]
-    cells = [_time(result.engines[name]) for name in settings.engines]
+    cells = [cell(result.engines[name]) for name in settings.engines]
     ratios = [_ratio(result.ratio(peer)) for peer in peers]
     ours = result.engines.get("whitebox")
     error = "" if ours is None or ours.error is None else f"{ours.error:.0e}"
     return [result.name, size, *cells, *ratios, error]
 
 
-def _time(result: EngineResult) -> str | Text:
+def cell(result: EngineResult, scale: float = 1.0) -> str | Text:
+    """An engine's median in ms times `scale`, or what went wrong."""
     if result.median_ms is None:
         wrong = result.failure is not None and result.failure.startswith("wrong answer")
         return Text("wrong" if wrong else "fails", style="red")
-    return f"{result.median_ms:.2f}"
+    return f"{result.median_ms * scale:.2f}"
 
 
 def _ratio(value: object) -> str:

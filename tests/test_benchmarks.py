@@ -15,7 +15,10 @@ import pytest
 from benchmarks import models
 from benchmarks.agreement import relative_error, worst_error
 from benchmarks.catalogue import MODELS
+from benchmarks.kernels import OperatorResult
 from benchmarks.latency import EngineResult, ModelResult
+from benchmarks.operators import OPERATORS, TINY
+from benchmarks.peak import Peak
 from benchmarks.report import summary
 from benchmarks.weights import randomised
 
@@ -130,3 +133,25 @@ def test_summary_leaves_out_what_fails() -> None:
     assert found["peer"]["models"] == 2
     assert found["peer"]["geometric_mean"] == pytest.approx(1.0)
     assert found["peer"]["worst"] == {"model": "b", "ratio": pytest.approx(2.0)}
+
+
+@pytest.mark.parametrize("name", [*OPERATORS, *TINY])
+def test_operator_models_are_valid_and_compute_what_they_declare(name: str) -> None:
+    operator = {**OPERATORS, **TINY}[name]
+    model, feeds = operator.model(), operator.feeds()
+    onnx.checker.check_model(model, full_check=True)
+    assert {value.name for value in model.graph.input} == set(feeds)
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    dims = inferred.graph.output[0].type.tensor_type.shape.dim
+    assert tuple(dim.dim_value for dim in dims) == operator.output
+
+
+def test_rates_are_shares_of_the_fitting_peak() -> None:
+    engines = {"whitebox": EngineResult(times_ms=[1.0]), "peer": EngineResult(times_ms=[2.0])}
+    product = OperatorResult(OPERATORS["matmul 256×256×256"], engines)
+    peak = Peak(gflops=100.0, gbytes=10.0)
+    assert product.rate("whitebox") == pytest.approx(2 * 256**3 / 1e6)
+    assert product.share("peer", peak) == pytest.approx(256**3 / 1e6 / 100)
+    relu = OperatorResult(OPERATORS["relu"], engines)
+    assert relu.share("whitebox", peak) == pytest.approx(2 * 4 * 64 * 112 * 112 / 1e6 / 10)
+    assert relu.ratio() == pytest.approx(0.5)

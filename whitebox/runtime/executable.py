@@ -18,12 +18,11 @@ from whitebox.ir.graph import Graph, Tensor
 from whitebox.ir.types import TensorType, numpy_dtype
 from whitebox.kernels.host.interpreter import BEGUN
 from whitebox.runtime.device import Arena
+from whitebox.runtime.light import PlainCall, light_call
 from whitebox.runtime.plan import Operand, Plan, Step, Storage
 from whitebox.runtime.program import Program
 
 Value = Any  # np.ndarray, or a Python object for sequences, maps and optionals
-
-PlainCall = Callable[..., "list[np.ndarray] | None"]
 
 # A model whose kernels touch no more than this is light: it runs for some tens of microseconds.
 LIGHT_BYTES = 1 << 20
@@ -81,11 +80,14 @@ class Executable:
         As `run`, without needless steps, holding `busy` meanwhile. It may also give None: then
         call `run`.
         """
-        if len(self.plan.inputs) == len(self.plan.outputs) == 1 and self._is_light():
-            return self._light_call()
-        program, makers = self._program, [make for make in self._makers if make is not None]
+        makers = [make for make in self._makers if make is not None]
+        if self._is_light():
+            own = self._new_program()
+            memory = self.arena.device.allocate(own.arena_bytes)
+            own.place_arena(memory.address)
+            return light_call(own, self._interpret, makers, memory, self._step_error)
+        program = self._program
         pools: list[list[np.ndarray]] = [[] for _ in makers]
-        places = _places(program)
 
         def call(*arrays: np.ndarray) -> list[np.ndarray]:
             with busy:
@@ -95,7 +97,7 @@ class Executable:
                     if not pool:
                         pool += make()
                 results = [pool.pop() for pool in pools]
-                for place, array in zip(places, (*arrays, *results), strict=True):
+                for place, array in zip(program.places, (*arrays, *results), strict=True):
                     program.cells[place] = id(array)
                 if self._interpret(program.words):
                     raise self._step_error(program)
@@ -108,40 +110,6 @@ class Executable:
         steps = self.plan.steps
         operands = {o for step in steps for o in (*step.operands, *step.results)}
         return sum(operand.nbytes for operand in operands) <= LIGHT_BYTES
-
-    def _light_call(self) -> PlainCall:
-        """`plain_call` for a light model with one input and one output.
-
-        It has tables and an arena of its own, so it needs no lock, which costs as much as a small
-        kernel: one thread at a time takes the token, others are sent the long way. Whatever it
-        uses is bound beforehand.
-        """
-        program, interpret, make = self._new_program(), self._interpret, self._makers[0]
-        words, cells, pool = program.words, program.cells, list[np.ndarray]()
-        given, result_place = _places(program)
-        memory = self.arena.device.allocate(program.arena_bytes)
-        program.place_arena(memory.address)
-        tokens = [memory]
-        assert make is not None
-
-        def call(array: np.ndarray) -> list[np.ndarray] | None:
-            try:
-                token = tokens.pop()  # atomic, as `append` is
-            except IndexError:
-                return None
-            try:
-                if not pool:
-                    pool.extend(make())
-                result = pool.pop()
-                cells[given] = id(array)
-                cells[result_place] = id(result)
-                if interpret(words):
-                    raise self._step_error(program)
-                return [result]
-            finally:
-                tokens.append(token)
-
-        return call
 
     def run(self, inputs: Sequence[Value]) -> list[Value]:
         """The outputs for inputs of exactly the plan's types, in order.
@@ -264,15 +232,6 @@ class Executable:
                 repeat[number] = time.perf_counter() - start
         self._inputs, self._results = [], []
         return list(np.median(times, axis=0))
-
-
-def _places(program: Program) -> list[int]:
-    """The words for the arrays of a call: inputs, then outputs.
-
-    What no kernel touches is written to a word that the interpreter overwrites.
-    """
-    cells = (*program.input_cells, *program.output_cells)
-    return [BEGUN if cell is None else cell for cell in cells]
 
 
 def _detached(value: Value) -> Value:

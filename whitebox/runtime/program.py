@@ -12,6 +12,7 @@ import numpy as np
 
 from whitebox.kernels.host.interpreter import (
     ARRAY_WORDS,
+    BEGUN,
     BINDING_WORDS,
     BINDINGS,
     HEAD_WORDS,
@@ -34,8 +35,9 @@ from whitebox.runtime.plan import Operand, Plan, Storage
 class Program:
     """The tables of one plan. `words` is the interpreter's argument.
 
-    `cells` are the words to write before each call: one for each input, then one for each output,
-    the address (`id`) of its array. Cells of what no kernel touches are None.
+    Before each call the addresses (`id`) of arrays go into `cells`: at `places`, those of the
+    inputs and then of the outputs. `input_cells` and `output_cells` are the same places, but None
+    for what no kernel touches.
     """
 
     def __init__(
@@ -101,6 +103,9 @@ class Program:
         at = {key: HEAD_WORDS + i * ARRAY_WORDS for i, key in enumerate(arrays)}
         self.input_cells = [at.get((Storage.INPUT, i)) for i in range(len(plan.inputs))]
         self.output_cells = [at.get((Storage.OUTPUT, i)) for i in range(len(plan.outputs))]
+        # What no kernel touches is written to a word that the interpreter overwrites.
+        cells = (*self.input_cells, *self.output_cells)
+        self.places = [BEGUN if cell is None else cell for cell in cells]
         bindings = HEAD_WORDS + len(arrays) * ARRAY_WORDS
         first_step = bindings + len(bound) * BINDING_WORDS
         words = np.zeros(first_step + len(steps) * STEP_WORDS, np.int64)

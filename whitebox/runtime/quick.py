@@ -14,7 +14,7 @@ import numpy as np
 
 from whitebox.ir.types import TensorType, numpy_dtype
 from whitebox.registry.records import TensorSpec
-from whitebox.runtime.executable import PlainCall
+from whitebox.runtime.light import PlainCall
 
 Shapes = tuple[tuple[int, ...], ...]
 Answer = Callable[[Mapping[str, Any]], "list[Any] | None"]
