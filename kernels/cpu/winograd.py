@@ -22,20 +22,13 @@ from typing import Any
 
 from whitebox.kernels.cpu import conv_stages
 from whitebox.kernels.cpu.conv_tiling import ceil_div
-
-# Rows and columns that a tile reads.
-IN = 6
-# The transforms for interpolation points 0, 1, -1, 2, -2 and infinity.
-_INPUT_TRANSFORM = (
-    (4, 0, -5, 0, 1, 0),
-    (0, -4, -4, 1, 1, 0),
-    (0, 4, -4, -1, 1, 0),
-    (0, -2, -1, 2, 1, 0),
-    (0, 2, -1, -2, 1, 0),
-    (0, 4, 0, -5, 0, 1),
+from whitebox.kernels.cpu.winograd_transforms import (
+    IN,
+    INPUT_TRANSFORM,
+    output_transform,
+    transformed,
 )
-# Row i: the i-th powers of the points but infinity, which counts in the last row only.
-_OUTPUT_POWERS = ((1, 1, 1, 1, 1), (0, 1, -1, 2, -2), (0, 1, 1, 4, 4), (0, 1, -1, 8, -8))
+
 # Transformed input of this size is made for all bands at once and stays in the outer cache.
 _SHARED_BYTES = 4 * 1024 * 1024
 # A band's own transformed input should stay in a core's cache.
@@ -141,19 +134,17 @@ class Winograd:
         products = self._products(self._transformed_input(x), u)
         bands, tiles, lanes = self.x_shape[0] * self._bands, self._tiles, self.x_shape[4]
         lead = (bands, self._full_blocks, tiles)
-        transform = [
-            (*powers, int(i == self.out - 1)) for i, powers in enumerate(_OUTPUT_POWERS[: self.out])
-        ]
+        transform = output_transform(self.out)
         rows = te.compute(
             (*lead, self.out, IN, lanes),
-            lambda q, o, t, i, j, c: _row(
+            lambda q, o, t, i, j, c: transformed(
                 transform, i, [products[q, o, r, j, t, c] for r in range(IN)]
             ),
             name="wino_half",
         )
         result = te.compute(
             (*lead, self.out, self.out, lanes),
-            lambda q, o, t, i, j, c: _row(
+            lambda q, o, t, i, j, c: transformed(
                 transform, j, [rows[q, o, t, i, s, c] for s in range(IN)]
             ),
             name="wino_out",
@@ -194,15 +185,15 @@ class Winograd:
         read = te.compute((bands, blocks, tiles, IN, IN, lanes), tile, name="wino_tile")
         half = te.compute(
             (bands, blocks, tiles, IN, IN, lanes),
-            lambda q, k, t, i, s, c: _row(
-                _INPUT_TRANSFORM, i, [read[q, k, t, r, s, c] for r in range(IN)]
+            lambda q, k, t, i, s, c: transformed(
+                INPUT_TRANSFORM, i, [read[q, k, t, r, s, c] for r in range(IN)]
             ),
             name="wino_rows",
         )
         return te.compute(
             (bands, IN, IN, blocks, tiles, lanes),
-            lambda q, i, j, k, t, c: _row(
-                _INPUT_TRANSFORM, j, [half[q, k, t, i, s, c] for s in range(IN)]
+            lambda q, i, j, k, t, c: transformed(
+                INPUT_TRANSFORM, j, [half[q, k, t, i, s, c] for s in range(IN)]
             ),
             name="wino_in",
         )
@@ -306,31 +297,6 @@ def _choices(
         for vectors in range(1, min(2, out_blocks) + 1):
             for columns in range(1, min(accumulators // vectors, band * across) + 1):
                 yield band, columns, vectors
-
-
-def _row(matrix: Sequence[Sequence[float]], row: Any, values: Sequence[Any]) -> Any:
-    """The product of one row of a constant matrix with a vector; `row` is an unrolled loop."""
-    from tvm import tirx
-
-    def product(coefficients: Sequence[float]) -> Any:
-        total: Any = None
-        for factor, value in zip(coefficients, values, strict=True):
-            if not factor:
-                continue
-            if total is None:
-                total = value if factor == 1 else value * tirx.const(factor, "float32")
-            elif factor == 1:
-                total = total + value
-            elif factor == -1:
-                total = total - value
-            else:
-                total = total + value * tirx.const(factor, "float32")
-        return total
-
-    result = product(matrix[-1])
-    for number in range(len(matrix) - 2, -1, -1):
-        result = tirx.Select(row == number, product(matrix[number]), result)
-    return result
 
 
 def _transform(sch: Any, block: Any, axis: int | None) -> None:
