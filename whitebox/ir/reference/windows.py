@@ -24,7 +24,7 @@ def convolve(
     # One matrix per group and position in the kernel.
     matrices = w.reshape(group, w.shape[0] // group, w.shape[1], -1)
     for tap, part in enumerate(_taps(padded, out, attrs)):
-        result += matrices[..., tap] @ part.reshape(n, group, channels // group, -1)
+        result += matrices[..., tap] @ part.reshape(n, group, channels // group, result.shape[-1])
     result = result.reshape(n, w.shape[0], *out)
     return result if bias is None else result + bias.reshape(-1, *(1,) * len(out))
 
