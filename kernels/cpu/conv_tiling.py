@@ -15,7 +15,10 @@ from dataclasses import dataclass
 # Two multiply-adds a cycle, each with a latency of four or five: the widest cores of today. A core
 # with one unit ranks tiles the same way, only it is less sensitive to weight traffic.
 _PER_CYCLE = 2
-_IN_FLIGHT = 10
+_IN_FLIGHT, _NARROW_IN_FLIGHT = 10, 8
+# Cycles of a load where it is an instruction of its own: two a cycle, less where broadcasts meet in
+# a bank of the cache. With AVX-512 (16 lanes) a broadcast is part of its multiply-add.
+_LOAD_CYCLES = 0.65
 # Bytes of weights a core can stream per cycle when one channel tile's weights stay in its cache,
 # and when they do not.
 _CACHED_BYTES_PER_CYCLE = 24.0
@@ -76,12 +79,20 @@ def cycles(extents: Extents, tile: Tile, lanes: int, threads: int) -> float:
     rate = _CACHED_BYTES_PER_CYCLE if slab <= _CACHE_BYTES else _UNCACHED_BYTES_PER_CYCLE
     streaming = tile.vectors * lanes * 4 / rate
     # Loads beyond the multiply-adds cost little each, but break ties towards square tiles.
-    step = max(max(held, _IN_FLIGHT) / _PER_CYCLE, streaming) + 0.05 * (tile.columns + tile.vectors)
+    step = max(_arithmetic(tile, lanes), streaming) + 0.05 * (tile.columns + tile.vectors)
     tested = extents.columns % tile.columns or extents.out_blocks % tile.vectors
     per_tile = extents.taps * step + (10 if tested else 4) * held + 40
     units = channel_tiles * extents.rows * column_tiles
     copied = 0 if extents.copied or not extents.columns % tile.columns else extents.read_vectors
     return ceil_div(units, threads) * per_tile + copied * _COPY_CYCLES_PER_VECTOR / threads
+
+
+def _arithmetic(tile: Tile, lanes: int) -> float:
+    """Cycles of one step's multiply-adds and loads, whichever take longer."""
+    held, loads = tile.columns * tile.vectors, tile.columns + tile.vectors
+    if lanes == 16:
+        return max(held, _IN_FLIGHT) / _PER_CYCLE
+    return max(max(held, _NARROW_IN_FLIGHT) / _PER_CYCLE, loads * _LOAD_CYCLES)
 
 
 def ranked_tiles(extents: Extents, lanes: int, threads: int, most: int = 8) -> list[Tile]:
