@@ -116,6 +116,15 @@ def unaligned(x: np.ndarray) -> np.ndarray:
     return view
 
 
+def barely_aligned(x: np.ndarray) -> np.ndarray:
+    """As an allocator aligns, and no better."""
+    buffer = np.zeros(x.nbytes + 64, np.uint8)
+    start = (16 - buffer.ctypes.data) % 64
+    view = buffer[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+    view[...] = x
+    return view
+
+
 def strided(x: np.ndarray) -> np.ndarray:
     wide = np.zeros((x.shape[0], 2 * x.shape[1]), x.dtype)
     wide[:, ::2] = x
@@ -141,7 +150,8 @@ def reversed_rows(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "form", [unaligned, strided, big_endian, read_only, column_major, reversed_rows]
+    "form",
+    [unaligned, barely_aligned, strided, big_endian, read_only, column_major, reversed_rows],
 )
 def test_any_numpy_array_gives_the_right_answer(runtime: whitebox.Runtime, form) -> None:  # type: ignore[no-untyped-def]
     runtime.register(mlp(6), "arrays")

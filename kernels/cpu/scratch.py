@@ -1,14 +1,19 @@
-"""Keeps a kernel's scratch buffers on the stack.
+"""Where a kernel's memory is: its scratch buffers on the stack, its arguments at any numpy address.
 
 Enters: TVM's lowering pipeline. Leaves: one, registered under the name `PIPELINE`, that is the same
-but for buffers of a known size up to `STACK_BYTES`: by default TVM asks a thread's pool for each
-of them over 1 KiB and for each "local" one, every time around the loop that needs it. That costs
-as much as a small tile, and the pools of two threads share cache lines.
+but for two things. Buffers of a known size up to `STACK_BYTES` are on the stack: by default TVM
+asks a thread's pool for each of them over 1 KiB and for each "local" one, every time around the
+loop that needs it. That costs as much as a small tile, and the pools of two threads share cache
+lines. And arguments are taken to be aligned no better than an allocator aligns them: vector loads
+that do not ask for more cost nothing where the data happens to be aligned, and copying a large
+input to where it is aligned would cost as much as many a kernel.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from whitebox.kernels.host.interpreter import ALIGNMENT
 
 PIPELINE = "whitebox_cpu"
 STACK_BYTES = 128 * 1024
@@ -24,7 +29,7 @@ def register_pipeline() -> str:
         lower, finalize_host, finalize_device = default_s_tir_pipeline()
 
         def finalize_with_stack() -> Any:
-            return tvm.ir.transform.Sequential([_keep_on_stack(), finalize_host()])
+            return tvm.ir.transform.Sequential([_place_memory(), finalize_host()])
 
         return lower, finalize_with_stack, finalize_device
 
@@ -32,18 +37,18 @@ def register_pipeline() -> str:
     return PIPELINE
 
 
-def _keep_on_stack() -> Any:
-    """A pass that exempts small allocations from becoming calls of the workspace pool."""
+def _place_memory() -> Any:
+    """A pass: small allocations do not become calls of the workspace pool; arguments' alignment."""
     from tvm import tirx
 
     def rewrite(function: Any, module: Any, context: Any) -> Any:
         return function.with_body(_mark(function.body))
 
-    return tirx.transform.prim_func_pass(rewrite, opt_level=0, name="KeepScratchOnStack")
+    return tirx.transform.prim_func_pass(rewrite, opt_level=0, name="PlaceMemory")
 
 
 def _mark(statement: Any) -> Any:
-    """The statement with every small allocation in it marked."""
+    """The statement with every small allocation in it marked, and arguments' alignment lowered."""
     from tvm import tirx
 
     match statement:
@@ -59,8 +64,10 @@ def _mark(statement: Any) -> Any:
         case tirx.SeqStmt():
             return tirx.SeqStmt([_mark(inner) for inner in statement.seq])
         case tirx.AttrStmt():
-            body = _mark(statement.body)
-            return tirx.AttrStmt(statement.node, statement.attr_key, statement.value, body)
+            body, value = _mark(statement.body), statement.value
+            if statement.attr_key == "storage_alignment":
+                value = tirx.const(ALIGNMENT, "int32")
+            return tirx.AttrStmt(statement.node, statement.attr_key, value, body)
         case tirx.IfThenElse():
             otherwise = None if statement.else_case is None else _mark(statement.else_case)
             return tirx.IfThenElse(statement.condition, _mark(statement.then_case), otherwise)

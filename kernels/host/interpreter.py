@@ -24,7 +24,9 @@ ARRAY_WORDS = 4  # address of the object; out: data pointer; place for a copy, b
 BINDING_WORDS = 2  # word of an array row's data pointer, address of a tensor's data pointer
 STEP_WORDS = 3  # function object, arguments (TVMFFIAny[]), how many
 
-ALIGNMENT = 64
+# How kernels take their arguments to be aligned. Allocators promise as much on most platforms, so
+# that hardly any array has to be copied.
+ALIGNMENT = 16
 
 
 def interpreter_module(name: str) -> Any:

@@ -14,8 +14,8 @@ from itertools import pairwise
 
 from whitebox.ir.graph import CONSTANT, INPUT, OUTPUT, Graph, Node
 from whitebox.ir.types import TensorType
+from whitebox.kernels.host.interpreter import ALIGNMENT
 from whitebox.passes.fuse import is_view
-from whitebox.runtime.memory import ALIGNMENT
 
 
 def origin(node: Node) -> Node:
