@@ -2,7 +2,8 @@
 
 Such a call has tables and an arena of its own, so it needs no lock, which costs as much as a small
 kernel: one thread at a time takes the token, others are told to go the long way. What a call uses
-is bound beforehand, and arrays for results are made several at a time.
+is bound beforehand, arrays for results are made several at a time, and the function is written out
+for its inputs and outputs: loops over them would double the time.
 """
 
 from __future__ import annotations
@@ -25,67 +26,51 @@ def light_call(
     program: Program, interpret: Any, makers: Makers, owner: object, fail: Fail
 ) -> PlainCall:
     """A call that fills in `program`, whose arena `owner` keeps alive, and runs it."""
-    inputs = len(program.places) - len(makers)
-    if inputs == len(makers) == 1:
-        return _one_to_one(program, interpret, makers[0], owner, fail)
-    given, words, cells = program.places[:inputs], program.words, program.cells
-    made = [
-        (place, list[np.ndarray](), make)
-        for place, make in zip(program.places[inputs:], makers, strict=True)
-    ]
+    count = len(program.places) - len(makers)
+    given, made = program.places[:count], program.places[count:]
+    arrays = [f"array_{i}" for i in range(count)]
+    results = [f"result_{i}" for i in range(len(made))]
+    pools: list[list[np.ndarray]] = [[] for _ in makers]
     tokens = [owner]
+    source = f"""
+def call({", ".join(arrays)}):
+    try:
+        token = take()  # atomic, as giving back is
+    except IndexError:
+        return None
+    try:
+        {_lines("if not pool_{0}: pool_{0}.extend(make_{0}())", made)}
+        {_lines("result_{0} = pool_{0}.pop()", made)}
+        {_lines("cells[{1}] = id(result_{0})", made)}
+        {_lines("cells[{1}] = id(array_{0})", given)}
+        if interpret(words):
+            raise fail(program)
+        return [{", ".join(results)}]
+    finally:
+        give_back(token)
+"""
+    names = {
+        "take": tokens.pop,
+        "give_back": tokens.append,
+        "cells": program.cells,
+        "interpret": interpret,
+        "words": program.words,
+        "program": program,
+        "fail": fail,
+        **{f"make_{i}": make for i, make in enumerate(makers)},
+        **{f"pool_{i}": pool for i, pool in enumerate(pools)},
+    }
+    return written_out(source, names)
 
-    def call(*arrays: np.ndarray) -> list[np.ndarray] | None:
-        try:
-            token = tokens.pop()  # atomic, as `append` is
-        except IndexError:
-            return None
-        try:
-            results = []
-            for place, pool, make in made:
-                if not pool:
-                    pool.extend(make())
-                result = pool.pop()
-                cells[place] = id(result)
-                results.append(result)
-            for place, array in zip(given, arrays, strict=True):
-                cells[place] = id(array)
-            if interpret(words):
-                raise fail(program)
-            return results
-        finally:
-            tokens.append(token)
 
-    return call
+def _lines(form: str, places: Sequence[int]) -> str:
+    """A statement for each place, with its number and the place filled in."""
+    return "\n        ".join(form.format(i, place) for i, place in enumerate(places)) or "pass"
 
 
-def _one_to_one(
-    program: Program,
-    interpret: Any,
-    make: Callable[[], list[np.ndarray]],
-    owner: object,
-    fail: Fail,
-) -> PlainCall:
-    """The same for one input and one output, without loops: they would double the time."""
-    (given, place), words, cells = program.places, program.words, program.cells
-    pool: list[np.ndarray] = []
-    tokens = [owner]
-
-    def call(array: np.ndarray) -> list[np.ndarray] | None:
-        try:
-            token = tokens.pop()
-        except IndexError:
-            return None
-        try:
-            if not pool:
-                pool.extend(make())
-            result = pool.pop()
-            cells[given] = id(array)
-            cells[place] = id(result)
-            if interpret(words):
-                raise fail(program)
-            return [result]
-        finally:
-            tokens.append(token)
-
-    return call
+def written_out(source: str, names: dict[str, Any]) -> Any:
+    """The one function that `source` defines. It sees `names` as its globals."""
+    made: dict[str, Any] = {}
+    exec(compile(source, __name__, "exec"), names, made)
+    (function,) = made.values()
+    return function

@@ -14,7 +14,7 @@ import numpy as np
 
 from whitebox.ir.types import TensorType, numpy_dtype
 from whitebox.registry.records import TensorSpec
-from whitebox.runtime.light import PlainCall
+from whitebox.runtime.light import PlainCall, written_out
 
 Shapes = tuple[tuple[int, ...], ...]
 Answer = Callable[[Mapping[str, Any]], "list[Any] | None"]
@@ -34,13 +34,9 @@ class QuickCalls:
             for spec in inputs
             if isinstance(spec.type, TensorType)
         ]
-        self.answer: Answer
-        if len(expected) < len(inputs):
-            self.answer = lambda feeds: None
-        elif self._single:
-            self.answer = _answer_one(*expected[0], self._calls)
-        else:
-            self.answer = _answer_any(expected, self._calls)
+        self.answer: Answer = lambda feeds: None
+        if len(expected) == len(inputs):
+            self.answer = _answer(expected, self._calls)
 
     def add(self, shapes: Shapes, call: PlainCall) -> None:
         """Answer inputs of these shapes with `call` from now on."""
@@ -51,45 +47,31 @@ class QuickCalls:
         self._calls.pop(shapes[0] if self._single else shapes, None)
 
 
-def _answer_one(name: str, dtype: np.dtype, calls: Mapping[Any, PlainCall]) -> Answer:
-    """For models with one input, which is nearly all of the small ones."""
-    ndarray = np.ndarray
-
-    def answer(feeds: Mapping[str, Any]) -> list[Any] | None:
-        array = feeds.get(name)
-        # Equal dtypes are nearly always the same object, and arrays rarely of a subclass.
-        if (
-            type(array) is ndarray
-            and array.dtype is dtype
-            and array.flags.c_contiguous
-            and len(feeds) == 1
-        ):
-            call = calls.get(array.shape)
-            if call is not None:
-                return call(array)
-        return None
-
-    return answer
-
-
-def _answer_any(expected: list[tuple[str, np.dtype]], calls: Mapping[Any, PlainCall]) -> Answer:
-    ndarray = np.ndarray
-
-    def answer(feeds: Mapping[str, Any]) -> list[Any] | None:
-        if len(feeds) != len(expected):
-            return None
-        arrays, shapes = [], []
-        for name, dtype in expected:
-            array = feeds.get(name)
-            if (
-                type(array) is not ndarray
-                or array.dtype is not dtype
-                or not array.flags.c_contiguous
-            ):
-                return None
-            arrays.append(array)
-            shapes.append(array.shape)
-        call = calls.get(tuple(shapes))
-        return None if call is None else call(*arrays)
-
-    return answer
+def _answer(expected: list[tuple[str, np.dtype]], calls: Mapping[Any, PlainCall]) -> Answer:
+    """Written out for its inputs: a loop over them would double the time."""
+    arrays = [f"array_{i}" for i in range(len(expected))]
+    found = "; ".join(f"{array} = get(name_{i})" for i, array in enumerate(arrays)) or "pass"
+    # Equal dtypes are nearly always the same object, and arrays rarely of a subclass.
+    as_declared = "".join(
+        f" and type({array}) is ndarray and {array}.dtype is dtype_{i}"
+        f" and {array}.flags.c_contiguous"
+        for i, array in enumerate(arrays)
+    )
+    shapes = ", ".join(f"{array}.shape" for array in arrays)
+    source = f"""
+def answer(feeds):
+    get = feeds.get
+    {found}
+    if len(feeds) == {len(arrays)}{as_declared}:
+        call = find({shapes if len(arrays) == 1 else f"({shapes})"})
+        if call is not None:
+            return call({", ".join(arrays)})
+    return None
+"""
+    names = {
+        "find": calls.get,
+        "ndarray": np.ndarray,
+        **{f"name_{i}": name for i, (name, _) in enumerate(expected)},
+        **{f"dtype_{i}": dtype for i, (_, dtype) in enumerate(expected)},
+    }
+    return written_out(source, names)
