@@ -68,9 +68,9 @@ def _lines(form: str, places: Sequence[int]) -> str:
     return "\n        ".join(form.format(i, place) for i, place in enumerate(places)) or "pass"
 
 
-def written_out(source: str, names: dict[str, Any]) -> Any:
+def written_out(source: str, names: dict[str, Any]) -> Callable[..., Any]:
     """The one function that `source` defines. It sees `names` as its globals."""
-    made: dict[str, Any] = {}
+    made: dict[str, Callable[..., Any]] = {}
     exec(compile(source, __name__, "exec"), names, made)
     (function,) = made.values()
     return function
