@@ -36,32 +36,39 @@ def latency(
         str, typer.Option(help="Comma-separated: whitebox, onnxruntime, openvino.")
     ] = "whitebox,onnxruntime,openvino",
     seed: Annotated[int, typer.Option(help="Seed of inputs and random weights.")] = 0,
+    precision: Annotated[
+        str, typer.Option(help="f32; or bf16, then against OpenVINO's default precision.")
+    ] = "f32",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write everything measured to this file.")
     ] = None,
 ) -> None:
-    """Time one request at a time, against onnxruntime and OpenVINO in float32.
+    """Time one request at a time, against onnxruntime and OpenVINO.
 
     All engines run in this process and take turns; medians are shown. Each answer is checked
-    against onnxruntime's first (relative error under 1e-3). Models come from PyPI packages, kept
-    under WHITEBOX_MODELS. Exits with 1 when Whitebox fails on a model or answers wrongly.
+    against onnxruntime's first (relative error under 1e-3; in bf16 under 0.1, and the cosine over
+    0.99). Models come from PyPI packages, kept under WHITEBOX_MODELS. Exits with 1 when Whitebox
+    fails on a model or answers wrongly.
 
     \b
     Examples:
       python -m benchmarks latency
       python -m benchmarks latency --models magika,nudenet --seconds 10 --json out.json
       python -m benchmarks latency --models light --engines whitebox,onnxruntime
+      python -m benchmarks latency --precision bf16
     """
     # Read when whitebox and its threads start, so before anything imports it.
     os.environ["WHITEBOX_THREADS"] = str(threads)
     from rich.console import Console
 
+    from benchmarks.agreement import LIMITS
     from benchmarks.engines import ENGINES
     from benchmarks.latency import Settings, measure
     from benchmarks.report import document, table
 
     chosen = _known(engines.split(","), ENGINES, "engine")
-    settings = Settings(threads, seconds, seed, tuple(chosen))
+    _known([precision], LIMITS, "precision")
+    settings = Settings(threads, seconds, seed, tuple(chosen), precision)
     results = []
     for result in measure(_names(models), settings):
         results.append(result)

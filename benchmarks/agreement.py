@@ -3,10 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 
-LIMIT = 1e-3
+
+class Compared(Protocol):
+    """What is known of an answer that has been compared."""
+
+    error: float | None
+    cosine: float | None
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How far an answer may be off: its largest error, and its direction."""
+
+    relative: float
+    cosine: float
+
+    def allows(self, answer: Compared) -> bool:
+        """Whether the answer is near enough."""
+        assert answer.error is not None and answer.cosine is not None
+        return answer.error <= self.relative and answer.cosine >= self.cosine
+
+
+# bf16 keeps 8 bits: an operand is off by up to 2⁻⁹, a sum of many by less, a network of many layers
+# by more again. Direction says more about such an answer than its worst element.
+LIMITS = MappingProxyType({"f32": Limit(1e-3, 0.999), "bf16": Limit(0.1, 0.99)})
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:
@@ -29,6 +55,29 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> float:
     difference = np.abs(left[~same] - right[~same]).max(initial=0.0)
     scale = np.abs(right[np.isfinite(right)]).max(initial=0.0)
     return float(difference / scale) if difference else 0.0
+
+
+def cosine(got: np.ndarray, want: np.ndarray) -> float:
+    """The cosine of the angle between two answers; 0 when they cannot be compared at all.
+
+    Of integers, booleans and strings: the share of equal elements.
+    """
+    if got.shape != want.shape or got.dtype != want.dtype:
+        return 0.0
+    if want.dtype.kind not in "fcV" or want.dtype == object:
+        return float(np.mean(got == want)) if want.size else 1.0
+    left, right = got.astype(np.float64).ravel(), want.astype(np.float64).ravel()
+    finite = np.isfinite(left) & np.isfinite(right)
+    left, right = left[finite], right[finite]
+    norms = np.linalg.norm(left) * np.linalg.norm(right)
+    return float(left @ right / norms) if norms else float(np.array_equal(left, right))
+
+
+def least_cosine(got: Sequence[np.ndarray], want: Sequence[np.ndarray]) -> float:
+    """The smallest cosine over all results of a model."""
+    if len(got) != len(want):
+        return 0.0
+    return min((cosine(a, b) for a, b in zip(got, want, strict=True)), default=1.0)
 
 
 def worst_error(got: Sequence[np.ndarray], want: Sequence[np.ndarray]) -> float:

@@ -1,8 +1,8 @@
 """The engines that are compared, behind one face.
 
-What enters: a model file, one set of inputs and a number of threads. What leaves: a function that
-runs the model once and returns its outputs in order. Each peer is set up the way its own
-documentation recommends for low latency in float32.
+What enters: a model file, one set of inputs, a number of threads and a precision. What leaves: a
+function that runs the model once and returns its outputs in order. Each peer is set up the way its
+own documentation recommends for low latency, in float32 or, for "bf16", in its default precision.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import numpy as np
 
 Feeds = dict[str, np.ndarray]
 Run = Callable[[], list[np.ndarray]]
-Load = Callable[[Path, Feeds, int], Run]
+Load = Callable[[Path, Feeds, int, str], Run]
 
 
-def load_whitebox(file: Path, feeds: Feeds, threads: int) -> Run:
+def load_whitebox(file: Path, feeds: Feeds, threads: int, precision: str) -> Run:
     """Whitebox, called like onnxruntime. `threads` comes from WHITEBOX_THREADS, set at start."""
     import whitebox
 
-    session = whitebox.InferenceSession(str(file))
+    session = whitebox.InferenceSession(str(file), precision=precision)
     return lambda: session.run(None, feeds)
 
 
-def load_onnxruntime(file: Path, feeds: Feeds, threads: int) -> Run:
-    """onnxruntime's CPU provider with all graph optimisations, its default."""
+def load_onnxruntime(file: Path, feeds: Feeds, threads: int, precision: str) -> Run:
+    """onnxruntime's CPU provider with all graph optimisations, its default: always float32."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -39,9 +39,10 @@ def load_onnxruntime(file: Path, feeds: Feeds, threads: int) -> Run:
     return lambda: session.run(None, feeds)
 
 
-def load_openvino(file: Path, feeds: Feeds, threads: int) -> Run:
-    """OpenVINO in float32, compiled for the benchmark's shapes: its fastest form.
+def load_openvino(file: Path, feeds: Feeds, threads: int, precision: str) -> Run:
+    """OpenVINO, compiled for the benchmark's shapes: its fastest form.
 
+    For "bf16" it chooses its precision itself: bf16 where the CPU multiplies in it, else float32.
     Where weights are stored as integers, its default rounds activations to 8 bits as well, an error
     of 1e-2 in the result: that is another precision than the one asked for, so it is switched off.
     """
@@ -50,12 +51,13 @@ def load_openvino(file: Path, feeds: Feeds, threads: int) -> Run:
     core = openvino.Core()
     model = core.read_model(file)
     model.reshape({name: list(array.shape) for name, array in feeds.items()})
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",
+    settings: dict[str, object] = {
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
     }
+    if precision == "f32":
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
     request = core.compile_model(model, "CPU", settings).create_infer_request()
     return lambda: list(request.infer(feeds, share_inputs=True).values())
 

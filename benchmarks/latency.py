@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.agreement import LIMIT, worst_error
+from benchmarks.agreement import LIMITS, least_cosine, worst_error
 from benchmarks.catalogue import MODELS, Model
 from benchmarks.engines import ENGINES, Feeds, Run
 from benchmarks.models import ModelUnavailable, with_weights
@@ -35,6 +35,7 @@ class Settings:
     seconds: float = 6.0
     seed: int = 0
     engines: tuple[str, ...] = tuple(ENGINES)
+    precision: str = "f32"
 
 
 @dataclass
@@ -43,6 +44,7 @@ class EngineResult:
 
     load_s: float = 0.0
     error: float | None = None
+    cosine: float | None = None
     failure: str | None = None
     times_ms: list[float] = field(default_factory=list)
 
@@ -53,16 +55,16 @@ class EngineResult:
 
     def to_dict(self) -> dict[str, object]:
         """For the JSON report."""
+        compared = {"relative_error": self.error, "cosine": self.cosine, "load_s": self.load_s}
         if self.failure is not None:
-            return {"failure": self.failure, "relative_error": self.error, "load_s": self.load_s}
+            return {"failure": self.failure, **compared}
         low, high = np.percentile(self.times_ms, (10, 90))
         return {
             "median_ms": self.median_ms,
             "p10_ms": float(low),
             "p90_ms": float(high),
             "runs": len(self.times_ms),
-            "relative_error": self.error,
-            "load_s": self.load_s,
+            **compared,
         }
 
 
@@ -126,7 +128,7 @@ def measure_engines(file: Path, feeds: Feeds, settings: Settings) -> dict[str, E
         start = time.perf_counter()
         # Whatever an engine raises is that engine's result, not the benchmark's.
         try:
-            run = ENGINES[name](file, feeds, settings.threads)
+            run = ENGINES[name](file, feeds, settings.threads, settings.precision)
             answers[name] = [np.array(array) for array in run()]
         except Exception as error:
             outcome.failure = _one_line(error)
@@ -134,10 +136,11 @@ def measure_engines(file: Path, feeds: Feeds, settings: Settings) -> dict[str, E
         outcome.load_s = time.perf_counter() - start
         if REFERENCE in answers:
             outcome.error = worst_error(answers[name], answers[REFERENCE])
-        # A peer's own rounding is its business; ours has to agree.
-        if name == "whitebox" and outcome.error is not None and outcome.error > LIMIT:
-            outcome.failure = f"wrong answer: relative error {outcome.error:.1e}"
-            continue
+            outcome.cosine = least_cosine(answers[name], answers[REFERENCE])
+            # A peer's own rounding is its business; ours has to agree.
+            if name == "whitebox" and not LIMITS[settings.precision].allows(outcome):
+                outcome.failure = f"wrong answer: relative error {outcome.error:.1e}"
+                continue
         runs[name] = run
     order = {name: runs[name] for name in settings.engines if name in runs}
     for name, times in _take_turns(order, settings.seconds):

@@ -50,8 +50,9 @@ def table(results: Sequence[ModelResult], settings: Settings) -> Table:
     """Median ms of each engine, and Whitebox's time over each peer's."""
     peers = [name for name in settings.engines if name != "whitebox"]
     made = Table(
-        title=f"Latency, one request at a time, {settings.threads} threads, float32",
-        caption="ms, medians · ×peer: Whitebox's time over the peer's, under 1 is faster",
+        title=f"Latency, one request at a time, {settings.threads} threads, {settings.precision}",
+        caption="ms, medians · ×peer: Whitebox's time over the peer's, under 1 is faster · error: "
+        "the largest, as a fraction of the largest value that onnxruntime gives in float32",
     )
     made.add_column("model")
     made.add_column("size", style="dim")
@@ -59,7 +60,8 @@ def table(results: Sequence[ModelResult], settings: Settings) -> Table:
         made.add_column(name, justify="right")
     for peer in peers:
         made.add_column(f"×{peer}", justify="right")
-    made.add_column("error", justify="right", style="dim")
+    for name in _with_errors(settings):
+        made.add_column(f"{name}'s error", justify="right", style="dim")
     for result in results:
         made.add_row(*_row(result, settings, peers))
     made.add_section()
@@ -119,9 +121,18 @@ def _row(result: ModelResult, settings: Settings, peers: Sequence[str]) -> list[
         return [result.name, size, Text("not available", style="yellow")]
     cells = [cell(result.engines[name]) for name in settings.engines]
     ratios = [_ratio(result.ratio(peer)) for peer in peers]
-    ours = result.engines.get("whitebox")
-    error = "" if ours is None or ours.error is None else f"{ours.error:.0e}"
-    return [result.name, size, *cells, *ratios, error]
+    errors = [_error(result.engines.get(name)) for name in _with_errors(settings)]
+    return [result.name, size, *cells, *ratios, *errors]
+
+
+def _with_errors(settings: Settings) -> list[str]:
+    """The engines whose errors are shown: all but the reference where precisions differ."""
+    shown = ("whitebox",) if settings.precision == "f32" else ("whitebox", "openvino")
+    return [name for name in settings.engines if name in shown]
+
+
+def _error(result: EngineResult | None) -> str:
+    return "" if result is None or result.error is None else f"{result.error:.0e}"
 
 
 def cell(result: EngineResult, scale: float = 1.0) -> str | Text:

@@ -23,6 +23,9 @@ TEMPLATE_OPS = frozenset(
     """.split()
 )
 
+# Products whose weights, the second input, may be stored in 16 bits.
+NARROW_WEIGHTS = frozenset({"whitebox.Conv", "whitebox.MatMul"})
+
 OPS = frozenset(
     """
     Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization
@@ -53,6 +56,8 @@ def lowerable(node: Node) -> str | None:
         if position in static:
             if not source.is_constant:
                 return f"input {position} is not a constant"
+        elif position == 1 and node.op in NARROW_WEIGHTS:
+            continue
         elif (reason := _unsupported_type(source.types[0])) is not None:
             return reason
     for type in node.types:
@@ -77,9 +82,18 @@ def _unsupported_type(type: Type) -> str | None:
     return None
 
 
+def computes_float32(node: Node) -> bool:
+    """Whether all tensors are float32; weights of some products may be stored in 16 bits."""
+    narrow = ("float16", "bfloat16") if node.op in NARROW_WEIGHTS else ()
+    return node.tensor.dtype == "float32" and all(
+        source.tensor.dtype == "float32" or (position == 1 and source.tensor.dtype in narrow)
+        for position, source in enumerate(node.inputs)
+        if source is not None
+    )
+
+
 def _float32_only(node: Node) -> str | None:
-    tensors = [source.tensor for source in node.inputs if source is not None]
-    if any(type.dtype != "float32" for type in (node.tensor, *tensors)):
+    if not computes_float32(node):
         return f"{node.op} is compiled for float32 only"
     if len(node.types) > 1:
         return f"{node.op} with several results"

@@ -47,6 +47,11 @@ class Target:
         return self.mcpu in ("cascadelake", "cooperlake", "sapphirerapids")
 
     @property
+    def half(self) -> bool:
+        """Whether there is an instruction that widens float16 (x86: F16C)."""
+        return self.mcpu != "x86-64"
+
+    @property
     def key(self) -> str:
         """Identity for kernel digests."""
         return f"{self.kind}-{self.arch}-{self.mcpu}-t{self.threads}"

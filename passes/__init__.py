@@ -1,6 +1,7 @@
 """Passes: functions Graph → Graph, run in the order of PASSES.
 
-A pass never changes what a model computes; what it may change is rounding. Types are verified
+A pass never changes what a model computes; what it may change is rounding, which only
+`lower_precision` does coarsely, and only when asked. Types are verified
 after each pass. Every decision a user may wonder about is recorded with its reason.
 """
 
@@ -17,6 +18,7 @@ from whitebox.ir.graph import Graph, Node
 from whitebox.passes.fold import fold, specialize
 from whitebox.passes.fuse import fuse
 from whitebox.passes.layout import layout
+from whitebox.passes.lower_precision import PRECISIONS, lower_precision
 from whitebox.passes.record import Decision, decide, recording, running
 from whitebox.passes.simplify import simplify
 from whitebox.passes.verify import verify, verify_signature
@@ -27,6 +29,7 @@ PASSES: tuple[Pass, ...] = (
     fold,  # first: shapes become numbers, which the rules below ask for
     simplify,  # before layout: fewer and plainer nodes to lay out
     layout,  # before fuse: layout moves must be nodes that can be fused
+    lower_precision,  # after layout, which says what is a product with packed weights
     fuse,  # last: nothing looks inside a group afterwards
     verify,
 )
@@ -49,11 +52,16 @@ def pass_name(function: Pass) -> str:
 
 
 def passes_for(
-    lanes: int, dot_product: bool, unsupported: Callable[[Node], str | None]
+    lanes: int,
+    dot_product: bool,
+    half: bool,
+    unsupported: Callable[[Node], str | None],
+    precision: str = "f32",
 ) -> tuple[Pass, ...]:
     """PASSES with the target's options bound: its vectors, and what it cannot compile."""
     bound = {
         layout: partial(layout, lanes=lanes, dot_product=dot_product),
+        lower_precision: partial(lower_precision, precision=precision, lanes=lanes, half=half),
         fuse: partial(fuse, unsupported=unsupported),
     }
     return tuple(bound.get(each, each) for each in PASSES)
@@ -100,6 +108,7 @@ def _trace(report: PassReport, graph: Graph) -> None:
 
 __all__ = [
     "PASSES",
+    "PRECISIONS",
     "Decision",
     "Pass",
     "PassReport",

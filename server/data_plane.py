@@ -90,7 +90,7 @@ class DataPlane:
         return self.runtime.model(name, int(version))
 
     def model_metadata(self, name: str, version: str | None = None) -> dict[str, Any]:
-        """A model's signature. A free dimension is -1; so is the shape of unknown rank."""
+        """A model's signature and precision. A free dimension, or an unknown shape, is -1."""
         info = self.model(name, version)
         return {
             "name": info.name,
@@ -98,6 +98,7 @@ class DataPlane:
             "platform": "whitebox_onnx",
             "inputs": _signature(info.inputs),
             "outputs": _signature(info.outputs),
+            "parameters": {"precision": info.precision},
         }
 
     def repository_index(self) -> list[dict[str, Any]]:

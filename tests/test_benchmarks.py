@@ -13,7 +13,7 @@ import onnx.checker
 import pytest
 
 from benchmarks import models
-from benchmarks.agreement import relative_error, worst_error
+from benchmarks.agreement import LIMITS, cosine, least_cosine, relative_error, worst_error
 from benchmarks.catalogue import MODELS
 from benchmarks.kernels import OperatorResult
 from benchmarks.latency import EngineResult, ModelResult
@@ -51,6 +51,23 @@ def test_relative_error_of_other_dtypes() -> None:
     assert relative_error(np.array([1.0], np.float32), np.array([1.0])) == INF
     assert relative_error(np.array(["a"], object), np.array(["a"], object)) == 0
     assert worst_error([np.ones(2)], []) == INF
+
+
+def test_cosine() -> None:
+    assert cosine(np.array([1.0, 2.0]), np.array([2.0, 4.0])) == pytest.approx(1)
+    assert cosine(np.array([1.0, 0.0]), np.array([0.0, 1.0])) == 0
+    assert cosine(np.zeros(3), np.zeros(3)) == 1
+    assert cosine(np.zeros(3), np.ones(3)) == 0
+    assert cosine(np.ones(3), np.ones(2)) == 0
+    assert cosine(np.array([1, 2]), np.array([1, 3])) == 0.5
+    assert least_cosine([np.ones(2), np.array([1, 2])], [np.ones(2), np.array([1, 3])]) == 0.5
+
+
+@pytest.mark.parametrize(("error", "agreement"), [(0.2, 0.999), (0.01, 0.9)])
+def test_bf16_answers_are_bounded_in_size_and_direction(error: float, agreement: float) -> None:
+    limit = LIMITS["bf16"]
+    assert limit.allows(EngineResult(error=0.01, cosine=0.999))
+    assert not limit.allows(EngineResult(error=error, cosine=agreement))
 
 
 @pytest.mark.parametrize("name", MODELS)

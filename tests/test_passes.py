@@ -19,11 +19,15 @@ from whitebox.passes import PASSES, Pass, optimize, pass_name, recording
 from whitebox.passes.fold import fold
 from whitebox.passes.fuse import fuse, label
 from whitebox.passes.layout import layout
+from whitebox.passes.lower_precision import lower_precision
 from whitebox.passes.rewrite import rewrite, rule
 from whitebox.passes.verify import verify
 
 FIXTURES = Path(__file__).parent / "fixtures" / "passes"
-BY_NAME: dict[str, Pass] = {pass_name(each): each for each in PASSES}
+BY_NAME: dict[str, Pass] = {
+    **{pass_name(each): each for each in PASSES},
+    "lower_precision": functools.partial(lower_precision, precision="bf16"),
+}
 
 
 def pairs() -> list[object]:
@@ -70,7 +74,9 @@ def test_pair(function: Pass, before: str, after: str) -> None:
 
 
 def test_every_pass_with_rules_has_fixtures() -> None:
-    assert {path.stem for path in FIXTURES.glob("*.txt")} >= {"fold", "simplify", "layout"}
+    assert {path.stem for path in FIXTURES.glob("*.txt")} >= {
+        "fold", "simplify", "layout", "lower_precision",
+    }  # fmt: skip
 
 
 def conv_chain() -> Graph:

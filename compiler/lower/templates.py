@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from whitebox.compiler.supported import computes_float32
 from whitebox.compiler.target import Target
 from whitebox.ir.graph import Node
 from whitebox.kernels.cpu.conv import Conv2d
@@ -42,9 +43,9 @@ def _template(*ops: str) -> Callable[[Make], Make]:
     def register(make: Make) -> Make:
         def checked(node: Node, target: Target) -> Any:
             tensors = [source.tensor for source in node.inputs if source is not None]
-            floats = all(type.dtype == "float32" for type in (*tensors, node.tensor))
             filled = all(type.size for type in (*tensors, node.tensor))
-            return make(node, target) if floats and filled and len(node.types) == 1 else None
+            taken = computes_float32(node) and filled and len(node.types) == 1
+            return make(node, target) if taken else None
 
         TEMPLATES.update(dict.fromkeys(ops, checked))
         return make

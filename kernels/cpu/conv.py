@@ -260,7 +260,8 @@ class Conv2d:
 
         if self._full_blocks > self.out_blocks:
             o = te.min(o, self.out_blocks - 1)
-        return w[o, block, kh, kw, lane, c] if self.blocked else w[o, block, kh, kw, c]
+        at = (o, block, kh, kw, lane, c) if self.blocked else (o, block, kh, kw, c)
+        return w[at].astype("float32")
 
     def schedule(self, sch: Any) -> None:
         """Schedule a function made of `compute` and an elementwise epilogue."""

@@ -56,7 +56,7 @@ class MatMul:
     """whitebox.MatMul: `A[..., M, K]` × packed constant `W[ceil(N/nt), K, nt]` → `[..., M, N]`.
 
     Panels of W are read once each, and stay in cache over all tiles of rows. Takes every size; `A`
-    may also be a vector `[K]`.
+    may also be a vector `[K]`. W may be stored in 16 bits, and is widened as it is read.
     """
 
     a_shape: tuple[int, ...]
@@ -95,7 +95,9 @@ class MatMul:
             return a(*[*unravel(f, batch_dims), r, *units][: len(lead)], k)
 
         rows = te.compute((tiles.batch, tiles.m, tiles.k), element, name=ROWS)
-        product = tile_product(tiles, lambda f, r, k: rows[f, r, k], lambda f, p, k, j: w[p, k, j])
+        product = tile_product(
+            tiles, lambda f, r, k: rows[f, r, k], lambda f, p, k, j: w[p, k, j].astype("float32")
+        )
         row_axis = len(batch_dims)
 
         def untile(*index: Any) -> Any:

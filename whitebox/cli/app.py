@@ -15,7 +15,18 @@ from typing import Annotated, NoReturn
 import typer
 
 from whitebox import config
-from whitebox.cli import doctor, explain, opt, predict, register, serve, show, tune, unregister
+from whitebox.cli import (
+    accuracy,
+    doctor,
+    explain,
+    opt,
+    predict,
+    register,
+    serve,
+    show,
+    tune,
+    unregister,
+)
 from whitebox.cli import list as list_
 from whitebox.errors import WhiteboxError
 
@@ -39,6 +50,7 @@ app.command("serve")(serve.run)
 app.command("predict")(predict.run)
 app.command("explain")(explain.run)
 app.command("tune")(tune.run)
+app.command("accuracy")(accuracy.run)
 app.command("opt")(opt.run)
 app.command("doctor")(doctor.run)
 

@@ -30,6 +30,9 @@ def run(
             metavar="INPUT=1x3x320x320", help="Compile for this shape now. May be repeated."
         ),
     ] = None,
+    precision: Annotated[
+        str, typer.Option(help="f32, or bf16: see `whitebox accuracy` for what it costs.")
+    ] = "f32",
 ) -> None:
     """Register an ONNX model, compiling what is not compiled yet.
 
@@ -40,10 +43,13 @@ def run(
     Examples:
       whitebox register resnet50.onnx
       whitebox register det_infer.onnx --name detector --shape x=1x3x320x320
+      whitebox register resnet50.onnx --precision bf16
     """
     shapes = dict(map(_parse_shape, shape or ()))
     with open_runtime(context) as runtime, _progress() as progress:
-        done = runtime.register(file, name, shapes=shapes or None, progress=progress)
+        done = runtime.register(
+            file, name, shapes=shapes or None, precision=precision, progress=progress
+        )
     typer.echo(_summary(done))
 
 

@@ -49,7 +49,8 @@ class TensorSpec(msgspec.Struct, frozen=True):
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One immutable version of a model. `nbytes` counts its weights, each distinct one once.
 
-    `digest` is the identity of what the model computes together with the names in its signature.
+    `digest` is the identity of what the model computes, together with the names in its signature
+    and the precision.
     """
 
     name: str
@@ -60,6 +61,11 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     created: float
     nbytes: int
     metadata: dict[str, Any]
+
+    @property
+    def precision(self) -> str:
+        """The precision that the version is computed in."""
+        return "bf16" if self.metadata.get("precision") == "bf16" else "f32"
 
     def __str__(self) -> str:
         inputs, outputs = (", ".join(map(str, specs)) for specs in (self.inputs, self.outputs))
@@ -125,10 +131,12 @@ def signature_of(model: Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec
     return inputs, tuple(TensorSpec(name, node.type) for name, node in model.outputs)
 
 
-def identity(model: Model, graph_digest: str) -> str:
+def identity(model: Model, graph_digest: str, precision: str) -> str:
     """The digest of a version: a graph's own leaves out the names that requests use."""
     names = [[name for name, _ in ends] for ends in (model.inputs, model.outputs)]
-    return hashlib.sha256(msgspec.json.encode([graph_digest, names])).hexdigest()[:32]
+    # float32 adds nothing, so that versions of older homes keep their digests.
+    parts = [graph_digest, names, *([] if precision == "f32" else [precision])]
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
 
 
 def encode_signature(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> bytes:

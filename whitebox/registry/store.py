@@ -60,12 +60,17 @@ class Registry:
         self.sweep()
 
     def add(
-        self, name: str, graph: Graph, metadata: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        graph: Graph,
+        metadata: Mapping[str, Any] | None = None,
+        precision: str = "f32",
     ) -> tuple[ModelRecord, bool, int, int]:
         """Register the graph's only model as a new version of `name`.
 
         Gives the record, whether it is new, bytes of weights written and bytes already stored.
-        When the newest or an older version has the same content, that one is given back.
+        When the newest or an older version has the same content and precision, that one is given
+        back.
         """
         validate_name(name)
         model = replace(graph.model, name=name)
@@ -79,9 +84,9 @@ class Registry:
             with self._database.transaction() as connection:
                 packs = self.blobs.index(connection, staged)
                 row = (
-                    identity(model, graph.digest),
+                    identity(model, graph.digest, precision),
                     encode_signature(inputs, outputs),
-                    msgspec.json.encode(dict(metadata or {})),
+                    msgspec.json.encode({**(metadata or {}), "precision": precision}),
                     sum(map(_nbytes, tensors.values())),
                     time.time(),
                 )

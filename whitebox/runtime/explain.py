@@ -46,6 +46,7 @@ class Explanation:
     arena_bytes: int
     unshared_bytes: int
     parameter_bytes: int
+    precision: str
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,13 +64,13 @@ class Explanation:
     def __str__(self) -> str:
         version = "" if self.version is None else f" version {self.version}"
         shapes = ", ".join(f"{name} {list(dims)}" for name, dims in self.shapes.items())
-        lines = [f"{self.model}{version} at {shapes}", ""]
+        lines = [f"{self.model}{version} in {self.precision} at {shapes}", ""]
         if self.note:
             return "\n".join([*lines, self.note])
         lines += ["passes"]
         for report in self.passes:
             lines.append(
-                f"  {report.name:9} {report.nodes_before:5} → {report.nodes_after:5} nodes"
+                f"  {report.name:15} {report.nodes_before:5} → {report.nodes_after:5} nodes"
                 f" {report.seconds * 1e3:7.1f} ms, {len(report.decisions)} decisions"
             )
             lines += [f"    {count:4}× {text}" for text, count in _summary(report)]
@@ -115,11 +116,12 @@ def explain(
     values, shapes = model.check(feeds)
     work, _ = model.load(shapes, preparer, engine)
     version = None if record is None else record.version
+    precision = model.structured.precision
     if isinstance(work, HostExecutable):
         note = f"computed node by node on the host: {work.reason}"
-        return Explanation(model.name, version, shapes, (), (), (), 0, 0, 0, note)
+        return Explanation(model.name, version, shapes, (), (), (), 0, 0, 0, precision, note)
     reports: list[PassReport] = []
-    graph = preparer.optimized(model.structured.structure, shapes, reports)
+    graph = preparer.optimized(model.structured, shapes, reports)
     plan: Plan = work.plan  # type: ignore[attr-defined]
     seconds = engine.run(_Profiled(work), values)
     return Explanation(
@@ -134,6 +136,7 @@ def explain(
         arena_bytes=plan.arena_bytes,
         unshared_bytes=plan.unshared_bytes,
         parameter_bytes=_parameter_bytes(plan),
+        precision=precision,
     )
 
 
@@ -148,7 +151,9 @@ class _Profiled:
         return seconds
 
 
-def seeded_feeds(model: ServedModel, record: ModelRecord | None) -> dict[str, np.ndarray]:
+def seeded_feeds(
+    model: ServedModel, record: ModelRecord | None, seed: int = 0
+) -> dict[str, np.ndarray]:
     """Random inputs at the registered (or default) shapes. Raises InvalidInput if they are open."""
     stored = record.metadata.get("shapes") if record is not None else None
     shapes = stored or default_shapes(model.inputs)
@@ -156,7 +161,7 @@ def seeded_feeds(model: ServedModel, record: ModelRecord | None) -> dict[str, np
         raise InvalidInput(
             f"model {model.name} has free dimensions; give an input, so that its shapes are known"
         )
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     feeds = {}
     for spec in model.inputs:
         if not isinstance(spec.type, TensorType) or spec.type.dtype == "string":

@@ -1,8 +1,8 @@
 """prepare: from an imported graph and input shapes to something that runs.
 
 structure → specialize → passes → plan → kernels in the cache → executable. The plan is kept on
-disk under the digest of the structure and the shapes, so only the first model of an architecture,
-and only its first time at a shape, runs any pass.
+disk under the digest of the structure, the precision and the shapes, so only the first model of an
+architecture, and only its first time at a shape, runs any pass.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from whitebox.compiler.cache import KernelCache, pipeline_version, write_atomica
 from whitebox.compiler.structure import give_weights, take_weights
 from whitebox.compiler.supported import lowerable
 from whitebox.compiler.target import Target
+from whitebox.errors import InvalidInput
 from whitebox.ir import onnx_schema
 from whitebox.ir.graph import Graph, Tensor
-from whitebox.passes import PassReport, optimize, passes_for, specialize
+from whitebox.passes import PRECISIONS, PassReport, optimize, passes_for, specialize
 from whitebox.runtime.engine import Engine, Runnable
 from whitebox.runtime.executable import Executable
 from whitebox.runtime.native import KernelLibrary
@@ -43,14 +44,20 @@ NOTHING_BUILT = BuildReport(0, 0, 0.0)
 
 @dataclass(frozen=True)
 class Structured:
-    """A model as the compiler sees it: its structure, and the weights to fill in."""
+    """A model as the compiler sees it: its structure, the weights to fill in, and a precision."""
 
     structure: Graph
     weights: tuple[Tensor, ...] = field(repr=False)
+    precision: str
 
     @classmethod
-    def of(cls, graph: Graph) -> Structured:
-        return cls(*take_weights(graph))
+    def of(cls, graph: Graph, precision: str) -> Structured:
+        """Raises InvalidInput when there is no such precision."""
+        if precision not in PRECISIONS:
+            raise InvalidInput(
+                f"precision {precision!r} is not available; use one of {', '.join(PRECISIONS)}"
+            )
+        return cls(*take_weights(graph), precision)
 
 
 class HostExecutable:
@@ -81,12 +88,12 @@ class Preparer:
     ) -> tuple[Plan | None, BuildReport]:
         """The plan at these shapes, its kernels built; None when memory cannot be planned."""
         self.builder.interpreter()
-        path = self._plan_path(model.structure, shapes)
+        path = self._plan_path(model, shapes)
         plan = self._load_plan(path)
         if plan is not None and all(self.cache.has(key) for key in plan.kernels):
             return plan, BuildReport(0, len(plan.kernels), 0.0)
         try:
-            graph = self.optimized(model.structure, shapes)
+            graph = self.optimized(model, shapes)
             planned = make_plan(graph, self.target)
         except DataDependentShape:
             return None, NOTHING_BUILT
@@ -98,11 +105,14 @@ class Preparer:
         return planned.plan, report
 
     def optimized(
-        self, structure: Graph, shapes: Shapes, reports: list[PassReport] | None = None
+        self, model: Structured, shapes: Shapes, reports: list[PassReport] | None = None
     ) -> Graph:
         """The fused graph at these shapes."""
-        passes = passes_for(self.target.lanes, self.target.dot_product, lowerable)
-        return optimize(specialize(structure, dict(shapes)), passes, reports)
+        target = self.target
+        passes = passes_for(
+            target.lanes, target.dot_product, target.half, lowerable, model.precision
+        )
+        return optimize(specialize(model.structure, dict(shapes)), passes, reports)
 
     def load(
         self,
@@ -121,8 +131,8 @@ class Preparer:
         executable = Executable(plan, values, self.library.function, interpret, engine.arena)
         return executable, report
 
-    def _plan_path(self, structure: Graph, shapes: Shapes) -> Path:
-        parts = [structure.digest, self.target.key, pipeline_version()]
+    def _plan_path(self, model: Structured, shapes: Shapes) -> Path:
+        parts = [model.structure.digest, model.precision, self.target.key, pipeline_version()]
         parts += [f"{name}={'x'.join(map(str, dims))}" for name, dims in sorted(shapes.items())]
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
         return self._plans / digest[:2] / f"{digest}.plan"

@@ -32,6 +32,7 @@ from whitebox.runtime.served import ServedModel, default_shapes, given_shapes
 if TYPE_CHECKING:
     import onnx
 
+    from whitebox.runtime.accuracy import AccuracyReport
     from whitebox.runtime.explain import Explanation
     from whitebox.runtime.tune import Tuned
 
@@ -71,14 +72,17 @@ class Runtime:
         name: str | None = None,
         *,
         shapes: Mapping[str, Sequence[int]] | None = None,
+        precision: str = "f32",
         progress: Progress | None = None,
     ) -> Registration:
         """Register a model (path, bytes or ModelProto) under `name` (default: the file's stem).
 
         Kernels are compiled for `shapes` (by input name), or for batch 1 when only the batch is
-        free; otherwise at the first request. The same content again is the same version; other
-        content is a new one. Raises InvalidModel, UnsupportedOperator, InvalidName, InvalidInput
-        (shapes that do not fit), CompileError or StorageError; nothing is registered then.
+        free; otherwise at the first request. `precision` is "f32" or "bf16"; what that costs,
+        `accuracy` measures. The same content in the same precision again is the same version; any
+        other is a new one. Raises InvalidModel, UnsupportedOperator, InvalidName, InvalidInput
+        (precision, shapes that do not fit), CompileError or StorageError; nothing is registered
+        then.
         """
         from whitebox.ir import onnx_io
         from whitebox.registry.records import signature_of
@@ -90,13 +94,15 @@ class Runtime:
         graph = onnx_io.load(model, chosen)
         inputs, _ = signature_of(graph.model)
         wanted = given_shapes(chosen, inputs, shapes) if shapes else default_shapes(inputs)
-        report = NOTHING_BUILT
+        structured, report = Structured.of(graph, precision), NOTHING_BUILT
         if wanted is not None:
-            _, report = self.preparer.compile(Structured.of(graph), wanted, progress)
+            _, report = self.preparer.compile(structured, wanted, progress)
         metadata: dict[str, Any] = {**graph.model.metadata}
         if shapes:
             metadata["shapes"] = {key: list(dims) for key, dims in (wanted or {}).items()}
-        record, created, new_bytes, shared_bytes = self.registry.add(chosen, graph, metadata)
+        record, created, new_bytes, shared_bytes = self.registry.add(
+            chosen, graph, metadata, precision
+        )
         self.refresh()
         return Registration(
             name=record.name,
@@ -236,6 +242,26 @@ class Runtime:
         given = seeded_feeds(model, record) if feeds is None else feeds
         return tune(model, self.preparer, self.engine, given, seconds, tell)
 
+    def accuracy(
+        self,
+        name: str,
+        version: int | None = None,
+        *,
+        precision: str = "bf16",
+        feeds: Mapping[str, np.ndarray] | None = None,
+    ) -> AccuracyReport:
+        """How far a model's answers in `precision` are from those in float32.
+
+        On `feeds`, or on several seeded random inputs. Raises as `explain` does, and InvalidInput
+        when there is no such precision.
+        """
+        from whitebox.runtime.accuracy import accuracy, some_feeds
+
+        record = self._record(name, version)
+        model = self._serve(name, version)
+        given = some_feeds(model, record) if feeds is None else [feeds]
+        return accuracy(model, precision, self.preparer, self.engine, given)
+
     def warm(self, progress: Progress | None = None) -> None:
         """Load every model's newest version at its registered shapes, before the first request."""
         models = self.models()
@@ -313,7 +339,7 @@ class Runtime:
         served = self._served.get(key)
         if served is None:
             graph = self.registry.graph(record)
-            fresh = ServedModel(record.name, graph, record.inputs, record.outputs)
+            fresh = ServedModel(record.name, graph, record.inputs, record.outputs, record.precision)
             with self._lock:
                 served = self._served.setdefault(key, fresh)
         if version is None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from whitebox.compiler.build import BuildReport, Progress
+from whitebox.compiler.structure import give_weights
 from whitebox.errors import InvalidInput
 from whitebox.ir.graph import Graph
 from whitebox.ir.types import TensorType, numpy_dtype
@@ -74,12 +75,17 @@ class ServedModel:
     """One version of a model, ready to be run at any shape. Thread-safe."""
 
     def __init__(
-        self, name: str, graph: Graph, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+        self,
+        name: str,
+        graph: Graph,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        precision: str,
     ) -> None:
         self.name = name
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
-        self.structured = Structured.of(graph)
+        self.structured = Structured.of(graph, precision)
         self.output_names = [spec.name for spec in self.outputs]
         self._all_outputs = list(range(len(self.outputs)))
         self._quick = QuickCalls(self.inputs)
@@ -87,6 +93,13 @@ class ServedModel:
         self._executables: OrderedDict[tuple[Any, ...], Runnable] = OrderedDict()
         self._lock = threading.Lock()
         self._loading = threading.Lock()
+
+    def in_precision(self, precision: str) -> ServedModel:
+        """The same model, to be computed in another precision; this one when it is the same."""
+        if precision == self.structured.precision:
+            return self
+        graph = give_weights(self.structured.structure, self.structured.weights)
+        return ServedModel(self.name, graph, self.inputs, self.outputs, precision)
 
     def check(self, feeds: Mapping[str, Any]) -> tuple[list[Any], Shapes]:
         """(values in order, shapes). Raises InvalidInput."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from whitebox import config
 from whitebox.compiler.target import host_target
-from whitebox.errors import InvalidInput
 from whitebox.ir.types import MapType, OptionalType, SequenceType, TensorType, Type
 from whitebox.registry.records import TensorSpec, signature_of
 from whitebox.runtime.engine import Engine
@@ -21,9 +20,8 @@ from whitebox.runtime.served import ServedModel
 if TYPE_CHECKING:
     import onnx
 
+    from whitebox.runtime.accuracy import AccuracyReport
     from whitebox.runtime.explain import Explanation
-
-PRECISIONS = ("f32",)
 
 _ORT_NAMES = {"float32": "float", "float64": "double"}
 
@@ -71,9 +69,10 @@ class InferenceSession:
     """A model from a file, its bytes or a ModelProto, compiled on first use of each input shape.
 
     Code written for `onnxruntime.InferenceSession` works by changing the import; `providers` and
-    the options that mean nothing here are accepted and ignored. `precision` is "f32". Compiled
-    kernels are kept in the home and shared with every other session and with registered models.
-    Raises InvalidModel or UnsupportedOperator.
+    the options that mean nothing here are accepted and ignored. `precision` is "f32" or "bf16":
+    then products take operands rounded to bfloat16 where that is faster, and `accuracy` says what
+    it costs. Compiled kernels are kept in the home and shared with every other session and with
+    registered models. Raises InvalidModel, UnsupportedOperator or InvalidInput (precision).
     """
 
     def __init__(
@@ -89,17 +88,13 @@ class InferenceSession:
     ) -> None:
         from whitebox.ir import onnx_io
 
-        if precision not in PRECISIONS:
-            raise InvalidInput(
-                f"precision {precision!r} is not available; use one of {', '.join(PRECISIONS)}"
-            )
         graph = onnx_io.load(path_or_bytes)
         threads = int(getattr(sess_options, "intra_op_num_threads", 0) or config.threads())
         folder = Path(home) if home is not None else config.home()
         self._preparer, self._engine = _shared(folder.resolve(), threads)
         self._metadata: Mapping[str, str] = graph.model.metadata
         inputs, outputs = signature_of(graph.model)
-        self._model = ServedModel(graph.model.name, graph, inputs, outputs)
+        self._model = ServedModel(graph.model.name, graph, inputs, outputs, precision)
         self._answer = self._model.answer
 
     def run(
@@ -120,6 +115,11 @@ class InferenceSession:
             work, _ = self._model.load(shapes, self._preparer, self._engine)
         results = self._engine.run(work, values)
         return [results[index] for index in wanted]
+
+    @property
+    def input_specs(self) -> tuple[TensorSpec, ...]:
+        """Names and types of the inputs, as the runtime has them."""
+        return self._model.inputs
 
     def get_inputs(self) -> list[NodeArg]:
         return [_node_arg(spec) for spec in self._model.inputs]
@@ -147,6 +147,15 @@ class InferenceSession:
         from whitebox.runtime.explain import explain
 
         return explain(self._model, self._preparer, self._engine, input_feed)
+
+    def accuracy(self, input_feed: Mapping[str, Any] | None = None) -> AccuracyReport:
+        """How far the session's precision is from float32, on given or seeded inputs."""
+        from whitebox.runtime.accuracy import accuracy, some_feeds
+
+        model = self._model
+        feeds = some_feeds(model, None) if input_feed is None else [input_feed]
+        precision = model.structured.precision
+        return accuracy(model, precision, self._preparer, self._engine, feeds)
 
 
 def _node_arg(spec: TensorSpec) -> NodeArg:

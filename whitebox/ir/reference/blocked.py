@@ -39,7 +39,9 @@ def _conv(node: Node, values: Values) -> Any:
     x, weight, bias = (*values, None)[:3]
     data = from_blocked(x) if node.attr("data_layout") == "NCHWc" else x
     flat = None if bias is None else bias.reshape(-1)
-    plain = convolve(data, _plain_weight(weight), flat, {**node.attrs, "group": 1})
+    plain = convolve(
+        data, _plain_weight(weight.astype(np.float32)), flat, {**node.attrs, "group": 1}
+    )
     return to_blocked(plain, node.attr("block"))
 
 
@@ -76,7 +78,7 @@ def _pool(node: Node, values: Values) -> Any:
 def _matmul(node: Node, values: Values) -> Any:
     a, weight = values[:2]
     tiles, k, tile = weight.shape
-    columns = weight.transpose(1, 0, 2).reshape(k, tiles * tile)
+    columns = weight.astype(np.float32).transpose(1, 0, 2).reshape(k, tiles * tile)
     return a @ columns[:, : node.attr("n")]
 
 
