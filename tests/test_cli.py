@@ -98,6 +98,18 @@ def test_register_for_a_shape(cli: Cli, home: Path, tiny_model: Path) -> None:
     assert _state(home) == before
 
 
+def test_register_in_bf16_and_measure_what_it_costs(cli: Cli, tiny_model: Path) -> None:
+    done = cli("register", tiny_model, "--name", "low", "--precision", "bf16")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^precision +bf16$", cli("show", "low").stdout, re.M)
+    table = cli("accuracy", "low").stdout
+    assert re.fullmatch(r"low in bf16 against f32, 8 inputs\noutput .*\ny  .*%\n", table)
+    of_file = json.loads(cli("accuracy", tiny_model, "--json").stdout)
+    assert of_file["outputs"][0]["name"] == "y"
+    cli("unregister", "low")
+    assert_fails(cli("register", tiny_model, "--precision", "f12"), 65, "f12", "bf16")
+
+
 def _variant(file: Path, folder: Path) -> Path:
     """The same architecture, other weights."""
     model = onnx.load(file)

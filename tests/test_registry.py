@@ -76,7 +76,7 @@ def test_a_graph_comes_back_equal_on_aligned_read_only_pages(registry: Registry)
     assert (record.name, record.version, record.nbytes) == ("m", 1, 12_000)
     assert record.inputs == (TensorSpec("x", F32),)
     assert record.outputs == (TensorSpec("y", F32),)
-    assert record.metadata == {"source": "m.onnx"}
+    assert record.metadata == {"source": "m.onnx", "precision": "f32"}
     assert str(record) == "m v1 (x f32[N,8]) -> (y f32[N,8])"
     digest = graph.digest
     del graph

@@ -237,6 +237,7 @@ def test_health_and_metadata(triton: Any) -> None:
             {"name": "y", "datatype": "FP32", "shape": [-1, 3]},
             {"name": "z", "datatype": "FP32", "shape": [-1, 3]},
         ],
+        "parameters": {"precision": "f32"},
     }
     index = triton.get_model_repository_index()
     assert {"name": "linear", "version": "2", "state": "READY", "reason": ""} in index

@@ -119,16 +119,20 @@ def compare(
     if wanted.dtype.kind not in "fV":
         return _labels(name, wanted, got)
     wanted, got = wanted.astype(np.float64), got.astype(np.float64)
-    errors = np.abs(wanted - got)
-    # Equal infinities are no error.
-    errors[wanted == got] = 0.0
+    # Equal infinities are no error, and neither are two NaN; one where there should be none is.
+    same = (wanted == got) | (np.isnan(wanted) & np.isnan(got))
+    finite = np.isfinite(wanted) & np.isfinite(got)
+    errors = np.full(wanted.shape, np.inf)
+    errors[finite] = np.abs(wanted[finite] - got[finite])
+    errors[same] = 0.0
+    wanted, got = wanted[finite], got[finite]
     largest = np.abs(wanted).max(initial=0.0)
     norms = np.linalg.norm(wanted) * np.linalg.norm(got)
     worst = float(errors.max(initial=0.0))
     return OutputAccuracy(
         name,
         max_abs=worst,
-        max_relative=worst / largest if worst else 0.0,
+        max_relative=float(worst / largest) if worst and largest else worst,
         mean_abs=float(errors.mean()) if errors.size else 0.0,
         cosine=float(wanted @ got / norms) if norms else float(not worst),
         top1=_top1(exact, rounded),
