@@ -18,13 +18,16 @@ _DTYPES = frozenset(
 # Only by a template, with one result; in float32, but for the products of integers.
 TEMPLATE_OPS = frozenset(
     """
-    ConvTranspose whitebox.AveragePool whitebox.Conv whitebox.DepthwiseConv whitebox.MatMul
-    whitebox.MatMulInteger whitebox.MatMulTransposed whitebox.MaxPool whitebox.WinogradConv
+    ConvTranspose whitebox.AveragePool whitebox.Conv whitebox.ConvBf16 whitebox.DepthwiseConv
+    whitebox.MatMul whitebox.MatMulBf16 whitebox.MatMulInteger whitebox.MatMulTransposed
+    whitebox.MaxPool whitebox.WinogradConv
     """.split()
 )
 
 # Products whose weights, the second input, may be stored in 16 bits.
-NARROW_WEIGHTS = frozenset({"whitebox.Conv", "whitebox.MatMul"})
+NARROW_WEIGHTS = frozenset(
+    {"whitebox.Conv", "whitebox.ConvBf16", "whitebox.MatMul", "whitebox.MatMulBf16"}
+)
 
 OPS = frozenset(
     """

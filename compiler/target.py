@@ -6,7 +6,9 @@ keys without a compiler. Only compile workers turn it into TVM's own object.
 
 from __future__ import annotations
 
+import ctypes
 import platform
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +30,10 @@ _X86: tuple[tuple[str, frozenset[str]], ...] = (
 )
 
 
+# The system call by which a process asks Linux for a large register state (asm/prctl.h), x86-64.
+_ARCH_PRCTL, _REQUEST_STATE, _TILE_DATA = 158, 0x1023, 18
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A device kind, an LLVM CPU name, and how many threads a parallel kernel may use.
@@ -45,6 +51,11 @@ class Target:
     def dot_product(self) -> bool:
         """Whether there is an instruction for products of 8-bit integers (AVX-512 VNNI)."""
         return self.mcpu in ("cascadelake", "cooperlake", "sapphirerapids")
+
+    @property
+    def bf16(self) -> str:
+        """The instructions for products in bf16: "tiles" (AMX), "pairs" (AVX-512 BF16), or none."""
+        return {"sapphirerapids": "tiles", "cooperlake": "pairs"}.get(self.mcpu, "")
 
     @property
     def half(self) -> bool:
@@ -69,13 +80,24 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
+@cache
+def tiles_allowed() -> bool:
+    """Ask Linux to keep the state of AMX tiles for this process; whether it will.
+
+    Code that uses tiles is killed in a process that has not asked.
+    """
+    if sys.platform != "linux":
+        return False
+    return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_STATE, _TILE_DATA) == 0)
+
+
 def host_target(threads: int | None = None) -> Target:
     """The CPU this process runs on; the generic target where nothing better is known."""
     machine = platform.machine()
     count = threads or config.threads()
     if machine in ("x86_64", "AMD64"):
         for mcpu, needed in _X86:
-            if needed <= cpu_flags():
+            if needed <= cpu_flags() and (needed is not _AMX or tiles_allowed()):
                 return Target("cpu", "x86_64", mcpu, 8 if mcpu == "haswell" else 16, count)
         return Target("cpu", "x86_64", "x86-64", 4, count)
     return Target("cpu", machine, "generic", 4, count)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
 from whitebox import config
 from whitebox.errors import WhiteboxError
@@ -51,17 +52,35 @@ def pass_name(function: Pass) -> str:
     return function.func.__name__ if isinstance(function, partial) else function.__name__
 
 
+class Machine(Protocol):
+    """What passes ask of a target: see compiler/target.py."""
+
+    @property
+    def lanes(self) -> int: ...
+    @property
+    def dot_product(self) -> bool: ...
+    @property
+    def half(self) -> bool: ...
+    @property
+    def bf16(self) -> str: ...
+
+
 def passes_for(
-    lanes: int,
-    dot_product: bool,
-    half: bool,
-    unsupported: Callable[[Node], str | None],
-    precision: str = "f32",
+    target: Machine, unsupported: Callable[[Node], str | None], precision: str = "f32"
 ) -> tuple[Pass, ...]:
     """PASSES with the target's options bound: its vectors, and what it cannot compile."""
+    lanes = target.lanes
+    # Tiles multiply so fast that there is nothing to save, and transforms cost precision.
+    winograd = not (precision == "bf16" and target.bf16 == "tiles")
     bound = {
-        layout: partial(layout, lanes=lanes, dot_product=dot_product),
-        lower_precision: partial(lower_precision, precision=precision, lanes=lanes, half=half),
+        layout: partial(layout, lanes=lanes, dot_product=target.dot_product, winograd=winograd),
+        lower_precision: partial(
+            lower_precision,
+            precision=precision,
+            lanes=lanes,
+            half=target.half,
+            instructions=target.bf16,
+        ),
         fuse: partial(fuse, unsupported=unsupported),
     }
     return tuple(bound.get(each, each) for each in PASSES)

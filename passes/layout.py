@@ -19,12 +19,15 @@ from whitebox.passes.rules.integer import integer_rules
 from whitebox.passes.rules.transpose import merge_transposes
 
 
-def layout(graph: Graph, lanes: int = 16, dot_product: bool = False) -> Graph:
+def layout(
+    graph: Graph, lanes: int = 16, dot_product: bool = False, winograd: bool = True
+) -> Graph:
     """Blocked layouts for vectors of `lanes` float32 elements.
 
-    `dot_product` says that the target has an instruction for products of 8-bit integers.
+    `dot_product` says that the target has an instruction for products of 8-bit integers,
+    `winograd` that its multiplications cost enough to be saved by transforms.
     """
-    rules = blocked_rules(lanes)
+    rules = blocked_rules(lanes, winograd)
     if dot_product:
         rules += integer_rules(lanes)
     blocked = rewrite(graph, (*rules, *ALGEBRA, merge_transposes))

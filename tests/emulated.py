@@ -146,9 +146,7 @@ def _mapped(statement: Any) -> Any:
             value = statement.value
             if statement.attr_key == "pragma_import_llvm":
                 value = ir.StringImm(DOT_LLVM)
-            return tirx.AttrStmt(
-                statement.node, statement.attr_key, value, _mapped(statement.body)
-            )
+            return tirx.AttrStmt(statement.node, statement.attr_key, value, _mapped(statement.body))
         case tirx.Evaluate():
             return _instruction(statement)
     return statement

@@ -13,10 +13,12 @@ from whitebox.compiler.supported import computes_float32
 from whitebox.compiler.target import Target
 from whitebox.ir.graph import Node
 from whitebox.kernels.cpu.conv import Conv2d
+from whitebox.kernels.cpu.conv_bf16 import Bf16Conv2d
 from whitebox.kernels.cpu.conv_plain import PlainConv
 from whitebox.kernels.cpu.conv_transpose import PlainConvTranspose
 from whitebox.kernels.cpu.depthwise import DepthwiseConv2d
 from whitebox.kernels.cpu.gemm import BatchMatMul, Gemm, MatMul
+from whitebox.kernels.cpu.gemm_bf16 import Bf16MatMul
 from whitebox.kernels.cpu.gemm_integer import IntegerMatMul
 from whitebox.kernels.cpu.norm import Normalization
 from whitebox.kernels.cpu.pool import BlockedPool, PlainPool
@@ -88,6 +90,15 @@ def _conv(node: Node, target: Target) -> Any:
     )  # fmt: skip
 
 
+@_template("whitebox.ConvBf16")
+def _conv_bf16(node: Node, target: Target) -> Any:
+    strides, pads, dilations = window(node, 2)
+    return Bf16Conv2d.default(
+        _dims(node, 0), _dims(node, 1), node.tensor.dims, strides, pads, dilations,
+        threads=target.threads, kind=target.bf16,
+    )  # fmt: skip
+
+
 @_template("whitebox.WinogradConv")
 def _winograd_conv(node: Node, target: Target) -> Any:
     _, pads, _ = window(node, 2)
@@ -132,6 +143,12 @@ def _conv_transpose(node: Node, target: Target) -> Any:
 def _packed_matmul(node: Node, target: Target) -> Any:
     n, nt = node.attr("n"), node.attr("nt")
     return MatMul.default(_dims(node, 0), n, nt, target.lanes, target.threads)
+
+
+@_template("whitebox.MatMulBf16")
+def _matmul_bf16(node: Node, target: Target) -> Any:
+    n, nt, pairs = node.attr("n"), node.attr("nt"), _dims(node, 1)[1]
+    return Bf16MatMul.default(_dims(node, 0), n, nt, pairs, target.threads, target.bf16)
 
 
 @_template("MatMul")

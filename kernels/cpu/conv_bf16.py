@@ -139,7 +139,9 @@ class Bf16Conv2d:
         below, beside = self._tiles
         last = (below * self.high - 1, beside * self.across - 1)
         rows, columns = (
-            last[axis] * self.strides[axis] + (self.w_shape[2 + axis] - 1) * self.dilations[axis] + 1
+            last[axis] * self.strides[axis]
+            + (self.w_shape[2 + axis] - 1) * self.dilations[axis]
+            + 1
             for axis in range(2)
         )
         if self.flat:
@@ -156,9 +158,7 @@ class Bf16Conv2d:
             if stored % 2:
                 inside.append(block < stored)
             value = x[(n, block, *at, c)]
-            return te.if_then_else(
-                tirx.all(*inside), bf16.rounded(value), tirx.const(0, "uint16")
-            )
+            return te.if_then_else(tirx.all(*inside), bf16.rounded(value), tirx.const(0, "uint16"))
 
         shape = (n, self.w_shape[1], rows, columns, 2, BLOCK)
         return te.compute(shape, element, name=_COPY)
@@ -220,7 +220,7 @@ class Bf16Conv2d:
     def _schedule_copy(self, sch: Any) -> None:
         copy = sch.get_sblock(_COPY)
         cycles = conv_stages.copy_cycles(sch, copy, BLOCK)
-        n, k, h, p, b, c = sch.get_loops(copy)
+        n, k, h, p, _, c = sch.get_loops(copy)
         sch.vectorize(c)
         conv_stages.parallel(sch, [n, k, p] if self.flat else [n, k, h], cycles, self.threads)
 

@@ -118,7 +118,10 @@ class Bf16MatMul:
         if tiles.n % tiles.nt:
             sch.annotate(sch.get_loops(stages.output_block(sch))[-2], _PARTITION, 1)
         bf16.write_out(sch, sch.get_loops(tile)[-4], self.kind, self._product)
-        stages.schedule_stage(sch, sch.get_sblock(ROWS), tiles.lanes, tiles.threads)
+        rows = sch.get_sblock(ROWS)
+        stages.schedule_stage(sch, rows, tiles.lanes, tiles.threads)
+        if tiles.k < 2 * self.pairs:
+            sch.annotate(sch.get_loops(rows)[-2], _PARTITION, 1)
 
     def _product(self, reads: Sequence[Any], writes: Sequence[Any]) -> bf16.TileProduct:
         rows, w = reads

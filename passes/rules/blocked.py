@@ -27,13 +27,13 @@ _SAFE_UNARY = (
 _SAFE_BINARY = ("Add", "Sub", "Mul", "Max", "Min", "PRelu")
 
 
-def blocked_rules(lanes: int) -> tuple[Rule, ...]:
-    """The rules, for blocks of `lanes` channels."""
+def blocked_rules(lanes: int, winograd: bool) -> tuple[Rule, ...]:
+    """The rules, for blocks of `lanes` channels; `winograd` says whether it may be used."""
 
     @rule("Conv")
     def conv_to_blocked(node: Node) -> Node | None:
         """Conv(x, W, b) = Unpack(whitebox.Conv(Pack(x), packed W, packed b)), W known"""
-        return blocked_conv(node, lanes)
+        return blocked_conv(node, lanes, winograd)
 
     @rule("MatMul")
     def matmul_to_panels(node: Node) -> Node | None:

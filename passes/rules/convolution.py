@@ -27,7 +27,7 @@ _WINOGRAD_CHANNELS = 12
 _WINOGRAD_ROWS = 5
 
 
-def blocked_conv(node: Node, lanes: int) -> Node | None:
+def blocked_conv(node: Node, lanes: int, winograd: bool) -> Node | None:
     x, weight = node.inputs[:2]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if x is None or weight is None or not known(weight) or not (bias is None or known(bias)):
@@ -54,7 +54,7 @@ def blocked_conv(node: Node, lanes: int) -> Node | None:
     }
     if depthwise:
         op, packed = "whitebox.DepthwiseConv", _pack_depthwise_weight(weight, lanes)
-    elif not few and _worth_winograd(node, weight):
+    elif winograd and not few and _worth_winograd(node, weight):
         op, packed = "whitebox.WinogradConv", _pack_winograd_weight(weight, lanes)
     else:
         op, packed = "whitebox.Conv", _pack_conv_weight(weight, lanes, few)

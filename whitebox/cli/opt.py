@@ -59,7 +59,7 @@ def _choose(given: str) -> list[Pass]:
     from whitebox.passes import pass_name, passes_for
 
     target = host_target()
-    passes = passes_for(target.lanes, target.dot_product, target.half, lowerable)
+    passes = passes_for(target, lowerable)
     known = {pass_name(each): each for each in passes}
     names = [name.strip() for name in given.split(",") if name.strip()]
     for name in names:

@@ -108,10 +108,7 @@ class Preparer:
         self, model: Structured, shapes: Shapes, reports: list[PassReport] | None = None
     ) -> Graph:
         """The fused graph at these shapes."""
-        target = self.target
-        passes = passes_for(
-            target.lanes, target.dot_product, target.half, lowerable, model.precision
-        )
+        passes = passes_for(self.target, lowerable, model.precision)
         return optimize(specialize(model.structure, dict(shapes)), passes, reports)
 
     def load(

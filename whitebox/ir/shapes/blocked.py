@@ -75,6 +75,27 @@ def _matmul(call: Call) -> TensorType:
     return TensorType(call.dtype(0), (*shape[:-1], n))
 
 
+@rule("whitebox.MatMulBf16")
+def _matmul_bf16(call: Call) -> TensorType:
+    shape, weight = call.tensor(0).dims, call.tensor(1).dims
+    n, tile = call.attrs["n"], call.attrs["nt"]
+    if weight[0] != -(-n // tile) or weight[2:] != (tile, 2) or 2 * weight[1] < shape[-1]:
+        raise Misfit(f"the weight is not packed for {shape[-1]} rows and {n} columns")
+    return TensorType(call.dtype(0), (*shape[:-1], n))
+
+
+@rule("whitebox.ConvBf16")
+def _conv_bf16(call: Call) -> TensorType:
+    n, _, h, w, block = _blocked(call)
+    weight = call.tensor(1).dims
+    _, steps, _, _, pairs, width, _ = weight
+    blocks: int = call.attrs["out_blocks"]
+    stored = call.tensor(0).dims[1] * call.attrs["block"]
+    if steps != -(-stored // (2 * pairs)) or weight[0] * width < blocks * call.attrs["block"]:
+        raise Misfit(f"{stored} channels meet a weight {weight}")
+    return TensorType(call.dtype(0), (n, blocks, *window_dims((h, w), call.attrs), block))
+
+
 @rule("whitebox.Pack")
 def _pack(call: Call) -> TensorType:
     n, c, h, w = call.tensor(0).dims
