@@ -18,6 +18,7 @@ import msgspec
 
 from whitebox import config
 from whitebox.compiler.cache import KernelCache
+from whitebox.compiler.light_import import without_torch
 from whitebox.compiler.target import Target
 from whitebox.errors import NoSuchVariant
 
@@ -126,6 +127,8 @@ def main() -> None:
     # Whatever TVM or LLVM print must not end up between the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    with without_torch():
+        import tvm  # noqa: F401
     decoder = msgspec.msgpack.Decoder(Job)
     while (message := read_message(sys.stdin.buffer)) is not None:
         job = decoder.decode(message)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -508,3 +510,14 @@ def test_derived_weights_are_written_before_close_returns(tmp_path: Path) -> Non
         kept = second.registry._database.query("SELECT count(*) FROM derived")[0][0]
         assert kept == 1
         np.testing.assert_array_equal(second.predict("wide", {"x": x})["y"], answer)
+
+
+def test_torch_is_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    code = (
+        "import sys; from whitebox.runtime.native import _session; _session(1); "
+        "print('torch' in sys.modules)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from whitebox.compiler.cache import KernelCache
+from whitebox.compiler.light_import import without_torch
 from whitebox.compiler.worker import ENTRY
 from whitebox.errors import CompileError, WhiteboxError
 
@@ -94,7 +95,8 @@ def _session(threads: int) -> Any:
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", SPIN_COUNT)
     # The pool would pin its workers, on top of other processes' workers.
     os.environ.setdefault("TVM_BIND_THREADS", "0")
-    import tvm_ffi  # noqa: F401  (its library must come first)
+    with without_torch():
+        import tvm_ffi  # noqa: F401  (its library must come first)
 
     spec = importlib.util.find_spec("tvm")
     if spec is None or spec.origin is None:
