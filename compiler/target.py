@@ -21,7 +21,7 @@ _AVX512 = _AVX2 | frozenset("avx512f avx512bw avx512dq avx512vl avx512cd".split(
 _BF16 = _AVX512 | frozenset("avx512_vnni avx512_bf16".split())
 _AMX = _BF16 | frozenset("amx_tile amx_int8 amx_bf16".split())
 
-_X86: tuple[tuple[str, frozenset[str]], ...] = (
+X86: tuple[tuple[str, frozenset[str]], ...] = (
     ("sapphirerapids", _AMX),
     ("cooperlake", _BF16),
     ("cascadelake", _AVX512 | {"avx512_vnni"}),
@@ -96,7 +96,7 @@ def host_target(threads: int | None = None) -> Target:
     machine = platform.machine()
     count = threads or config.threads()
     if machine in ("x86_64", "AMD64"):
-        for mcpu, needed in _X86:
+        for mcpu, needed in X86:
             if needed <= cpu_flags() and (needed is not _AMX or tiles_allowed()):
                 return Target("cpu", "x86_64", mcpu, 8 if mcpu == "haswell" else 16, count)
         return Target("cpu", "x86_64", "x86-64", 4, count)

@@ -5,26 +5,23 @@ as for such a CPU, with its instructions emulated, and compared with the referen
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from whitebox.compiler.lower import lower
 from whitebox.compiler.supported import lowerable
 from whitebox.compiler.target import Target, host_target
 from whitebox.compiler.worker import tvm_target
 from whitebox.ir import onnx_schema, ops
-from whitebox.ir.graph import Graph, Model, Node, constant, input_node
+from whitebox.ir.graph import Graph, Node, constant, input_node
 from whitebox.ir.reference.bf16 import rounded
 from whitebox.ir.types import TensorType
-from whitebox.kernels.cpu.scratch import register_pipeline
-from whitebox.passes import optimize, passes_for, recording
+from whitebox.passes import passes_for, recording
 
 tvm = pytest.importorskip("tvm")
 from tests.emulated import emulated  # noqa: E402
-from tests.test_kernels_gemm import aligned  # noqa: E402
+from tests.fused import bodies, built, fused, model_of, operators, run  # noqa: E402
 
 TILES = Target("cpu", "x86_64", "sapphirerapids", 16, 2)
 PAIRS = Target("cpu", "x86_64", "cooperlake", 16, 2)
@@ -37,46 +34,15 @@ def known(*shape: int) -> Node:
 
 
 def lowered(target: Target, x: Node, y: Node) -> Graph:
-    """What the passes make of a model of one input and one output, in bf16."""
-    graph = Graph([Model("m", (("x", x),), (("y", y),))])
-    return optimize(graph, passes_for(target, lowerable, "bf16"))
+    """What the passes make of a model in bf16."""
+    return fused(model_of(y, x), target, "bf16")
 
 
-def compiled(body: Graph, target: Target, machine: Target) -> Callable[..., None]:
-    """The kernel of a group, as for `target`, made to run on `machine`."""
-    module = emulated(lower(body, target, "main"))
-    built = tvm.compile(module, tvm_target(machine), tir_pipeline=register_pipeline())
-    function: Callable[..., None] = built["main"]
-    return function
-
-
-def run(graph: Graph, target: Target, x: np.ndarray) -> np.ndarray:
-    """The output of a fused graph, every kernel emulated, other nodes by the reference."""
-    values: dict[Node, np.ndarray] = {graph.model.inputs[0][1]: x}
-    for node in graph.nodes:
-        if node in values:
-            continue
-        arrays = [None if s is None else values.get(s, s.value if s.is_constant else None)
-                  for s in node.inputs]  # fmt: skip
-        if node.op != "whitebox.Fused":
-            values[node] = node.value if node.is_constant else _evaluated(node, arrays)
-            continue
-        out = aligned(np.zeros(node.tensor.dims, np.float32))
-        operands = [tvm.runtime.tensor(array) for array in arrays]
-        result = tvm.runtime.tensor(out)
-        compiled(node.attr("body"), target, host_target(2))(*operands, result)
-        values[node] = result.numpy()
-    return values[graph.model.outputs[0][1]]
-
-
-def _evaluated(node: Node, arrays: Sequence[Any]) -> np.ndarray:
-    (value,) = onnx_schema.evaluate(node, arrays)
-    return np.asarray(value)
-
-
-def count(graph: Graph, op: str) -> int:
-    bodies = [node.attr("body") for node in graph.nodes if node.op == "whitebox.Fused"]
-    return sum(node.op == op for body in bodies for node in body.nodes)
+def emulate(graph: Graph, target: Target, *feeds: np.ndarray) -> np.ndarray:
+    """The output of a fused graph, instructions that this machine may lack emulated."""
+    inputs = [node for _, node in graph.model.inputs]
+    given = dict(zip(inputs, feeds, strict=True))
+    return run(graph, target, given, tvm_target(host_target(2)), emulated)
 
 
 MATMULS = [
@@ -96,10 +62,10 @@ def test_matmul(target: Target, shape: tuple[int, ...], n: int) -> None:
     x, weight, bias = input_node(0, TensorType("float32", shape)), known(shape[-1], n), known(n)
     y = ops.node("Relu", ops.node("Add", ops.node("MatMul", x, weight), bias))
     graph = lowered(target, x, y)
-    assert count(graph, "whitebox.MatMulBf16") == 1
+    assert operators(graph).count("whitebox.MatMulBf16") == 1
     a = RNG.standard_normal(shape).astype(np.float32)
     expected = np.maximum(rounded(a) @ rounded(weight.value) + bias.value, 0)
-    np.testing.assert_allclose(run(graph, target, a), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(emulate(graph, target, a), expected, rtol=1e-5, atol=1e-5)
 
 
 CONVOLUTIONS: list[tuple[tuple[int, ...], int, int, dict[str, Any]]] = [
@@ -122,30 +88,33 @@ def test_convolution(
     weight, bias = known(channels, shape[1], size, size), known(channels)
     conv = ops.node("Conv", x, weight, bias, kernel_shape=(size, size), **attrs)
     graph = lowered(target, x, ops.node("Relu", conv))
-    assert count(graph, "whitebox.ConvBf16") + count(graph, "whitebox.WinogradConv") == 1
+    assert (
+        operators(graph).count("whitebox.ConvBf16")
+        + operators(graph).count("whitebox.WinogradConv")
+        == 1
+    )
     a = RNG.standard_normal(shape).astype(np.float32)
-    exact = conv.op, (rounded(a), rounded(weight.value), bias.value)
-    (expected,) = onnx_schema.evaluate(conv, exact[1])
-    tolerance = 1e-4 if count(graph, "whitebox.ConvBf16") else 0.05
+    operands = [rounded(a), rounded(weight.value), bias.value]
+    (expected,) = onnx_schema.evaluate(conv, operands)
+    tolerance = 1e-4 if operators(graph).count("whitebox.ConvBf16") else 0.05
     np.testing.assert_allclose(
-        run(graph, target, a), np.maximum(expected, 0), rtol=tolerance, atol=tolerance
+        emulate(graph, target, a), np.maximum(expected, 0), rtol=tolerance, atol=tolerance
     )
 
 
 def test_tiles_take_the_place_of_winograd() -> None:
     x = input_node(0, TensorType("float32", (1, 64, 28, 28)))
     y = ops.node("Conv", x, known(64, 64, 3, 3), kernel_shape=(3, 3), pads=(1, 1, 1, 1))
-    assert count(lowered(TILES, x, y), "whitebox.ConvBf16") == 1
-    assert count(lowered(PAIRS, x, y), "whitebox.WinogradConv") == 1
+    assert operators(lowered(TILES, x, y)).count("whitebox.ConvBf16") == 1
+    assert operators(lowered(PAIRS, x, y)).count("whitebox.WinogradConv") == 1
 
 
 def test_what_stays_in_float32_is_recorded() -> None:
     x = input_node(0, TensorType("float32", (1, 3, 9, 9)))
     y = ops.node("Conv", x, known(16, 3, 3, 3), kernel_shape=(3, 3))
     with recording() as decisions:
-        lowered_graph = passes_for(TILES, lowerable, "bf16")
-        graph = Graph([Model("m", (("x", x),), (("y", y),))])
-        for each in lowered_graph:
+        graph = model_of(y, x)
+        for each in passes_for(TILES, lowerable, "bf16"):
             graph = each(graph)
     assert any(d.action == "left in float32" and "3 input channels" in d.reason for d in decisions)
 
@@ -166,18 +135,13 @@ def test_kernels_consist_of_the_instructions(target: Target, instructions: str, 
     else:
         y = ops.node(op, x, known(64, 64, 1, 1), kernel_shape=(1, 1))
     graph = lowered(target, x, y)
-    (body,) = (
-        node.attr("body")
-        for node in graph.nodes
-        if node.op == "whitebox.Fused" and "Bf16" in str(node.attr("body"))
-    )
-    module = lower(body, target, "main")
-    built = tvm.compile(module, tvm_target(target), tir_pipeline=register_pipeline()).mod
-    assembly = built.inspect_source("asm")
+    (body,) = (body for body in bodies(graph) if "Bf16" in str(body))
+    assembly = built(body, target).mod.inspect_source("asm")
     for instruction in instructions.split():
         assert re.search(rf"\b{instruction}\b", assembly), instruction
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 def test_rounding_is_to_nearest_even_and_keeps_what_is_no_number() -> None:
     from tvm import te
 
@@ -189,9 +153,9 @@ def test_rounding_is_to_nearest_even_and_keeps_what_is_no_number() -> None:
     x = te.placeholder(values.shape, "float32", name="x")
     y = te.compute(values.shape, lambda i: bf16.widened(bf16.rounded(x[i])), name="y")
     function = te.create_prim_func([x, y]).with_attr("global_symbol", "main")
-    built = tvm.compile(
+    kernel = tvm.compile(
         tvm.IRModule({"main": function}), tvm_target(host_target(1)), tir_pipeline="s_tir"
     )
     found = tvm.runtime.tensor(np.zeros_like(values))
-    built["main"](tvm.runtime.tensor(values), found)
+    kernel["main"](tvm.runtime.tensor(values), found)
     np.testing.assert_array_equal(found.numpy(), rounded(values))

@@ -27,6 +27,12 @@ FIXTURES = Path(__file__).parent / "fixtures" / "passes"
 BY_NAME: dict[str, Pass] = {
     **{pass_name(each): each for each in PASSES},
     "lower_precision": functools.partial(lower_precision, precision="bf16"),
+    **{
+        f"lower_precision_{kind}": functools.partial(
+            lower_precision, precision="bf16", instructions=kind
+        )
+        for kind in ("pairs", "tiles")
+    },
 }
 
 
