@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -148,26 +149,29 @@ CONV = [
 
 
 @pytest.mark.parametrize("case", CONV, ids=str)
-def test_blocked_convolution(case: Any) -> None:
+@pytest.mark.parametrize(("lanes", "flat"), [(16, None), (8, True), (8, False)])
+def test_blocked_convolution(case: Any, lanes: int, flat: bool | None) -> None:
     n, c, height, width, oc, kernel, strides, pads, dilations, layout = case
     x, w, b = random(n, c, height, width), random(oc, c, *kernel), random(oc)
     attrs = {"strides": strides, "pads": pads, "dilations": dilations}
     expected = reference("Conv", [x, w, b], **attrs)
     residual = random(*expected.shape)
     blocked = layout == "NCHWc"
-    data = block(x, LANES) if blocked else x
-    weights = pack_weights(w, LANES, blocked)
+    data = block(x, lanes) if blocked else x
+    weights = pack_weights(w, lanes, blocked)
     template = Conv2d.default(
         data.shape,
         weights.shape,
         **attrs,
-        lanes=LANES,
+        lanes=lanes,
         threads=2,
         data_layout=layout,
         in_channels=c,
     )
-    other = block(residual, LANES)
-    actual = run(template, [data, weights, pack_bias(b, LANES)], other.shape, residual=other)
+    if flat is not None:
+        template = replace(template, flat=flat)
+    other = block(residual, lanes)
+    actual = run(template, [data, weights, pack_bias(b, lanes)], other.shape, residual=other)
     assert_close(unblock(actual, oc), np.maximum(expected + residual, 0))
 
 
@@ -466,11 +470,9 @@ def test_chosen_tiles_fit_the_registers_and_waste_little(columns: int, lanes: in
         columns=columns,
         out_blocks=8,
         taps=576,
-        read_vectors=1000,
-        copied=False,
-        overlapping=False,
+        ragged_copy=1000,
     )
     tile = choose_tile(extents, lanes, 2)
-    assert tile in set(register_tiles(lanes, False))
+    assert tile in set(register_tiles(extents, lanes))
     computed = -(-columns // tile.columns) * tile.columns
     assert computed <= 1.2 * columns

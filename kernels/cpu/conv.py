@@ -30,13 +30,16 @@ from whitebox.kernels.cpu.conv_tiling import (
     Extents,
     Tile,
     ceil_div,
-    choose_tile,
     cycles,
     ranked_tiles,
 )
 
 # Reducing fewer channels than this at a time costs more in loop overhead than zero channels do.
 _LEAST_CHANNEL_STEP = 4
+# Vectors of this many lanes come with 32 registers: their tiles have more columns than a core has
+# registers for addresses.
+_WIDE = 16
+_ALTERNATIVES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,51 +82,61 @@ class Conv2d:
         channels = in_channels or stored
         if blocked and gcd(channels, lanes) < _LEAST_CHANNEL_STEP:
             channels = stored
-        kernel = (w_shape[2], w_shape[3])
-        oh, ow = _out_size(x_shape[2:4], kernel, strides, pads, dilations)
-        row = Extents(
-            rows=x_shape[0] * oh,
-            columns=ow,
-            out_blocks=w_shape[0],
-            taps=channels * kernel[0] * kernel[1],
-            read_vectors=prod(x_shape) // lanes,
-            copied=any(pads),
-            overlapping=not blocked and kernel[1] > strides[1],
-        )
-        choices = [row]
-        if kernel == (1, 1) and tuple(strides) == (1, 1) and not any(pads):
-            choices.insert(0, replace(row, rows=x_shape[0], columns=oh * ow))
-        tiles = [choose_tile(choice, lanes, threads) for choice in choices]
-        times = [cycles(c, t, lanes, threads) for c, t in zip(choices, tiles, strict=True)]
-        best = times.index(min(times))
-        return cls(
+        untiled = cls(
             x_shape=tuple(x_shape),
             out_blocks=w_shape[0],
-            kernel=kernel,
+            kernel=(w_shape[2], w_shape[3]),
             strides=(strides[0], strides[1]),
             pads=(pads[0], pads[1], pads[2], pads[3]),
             dilations=(dilations[0], dilations[1]),
             lanes=lanes,
             threads=threads,
             in_channels=channels,
-            tile=tiles[best],
-            flat=choices[best] is not row,
+            tile=Tile(1, 1),
+            flat=False,
         )
+        return min(untiled._candidates(1), key=Conv2d._cycles)
 
     def alternatives(self) -> tuple[Conv2d, ...]:
         """The templates with the next best tiles, for measuring which is really the best."""
+        ranked = sorted(self._candidates(_ALTERNATIVES), key=Conv2d._cycles)
+        return tuple(other for other in ranked[:_ALTERNATIVES] if other != self)
+
+    def _candidates(self, most: int) -> list[Conv2d]:
+        """Templates with the best tiles for joined and for separate rows."""
+        candidates = []
+        for flat in (True, False) if self.lanes < _WIDE or self._pointwise else (False,):
+            shaped = replace(self, flat=flat)
+            tiles = ranked_tiles(shaped._extents, self.lanes, self.threads, most)
+            candidates += [replace(shaped, tile=tile) for tile in tiles]
+        return candidates
+
+    def _cycles(self) -> float:
+        return cycles(self._extents, self.tile, self.lanes, self.threads)
+
+    @property
+    def _extents(self) -> Extents:
         oh, ow = self.out_size
-        extents = Extents(
+        copied = self._gathered or any(self.pads)
+        return Extents(
             rows=self.x_shape[0] * (1 if self.flat else oh),
             columns=oh * ow if self.flat else ow,
             out_blocks=self.out_blocks,
             taps=self.in_channels * self.kernel[0] * self.kernel[1],
-            read_vectors=prod(self.x_shape) // self.lanes,
-            copied=any(self.pads),
-            overlapping=not self.blocked and self.kernel[1] > self.strides[1],
+            ragged_copy=0 if copied else prod(self.x_shape) // self.lanes,
+            overlapping=not (self.blocked or self.flat) and self.kernel[1] > self.strides[1],
+            gathered=self._gathered,
         )
-        ranked = ranked_tiles(extents, self.lanes, self.threads)
-        return tuple(replace(self, tile=tile) for tile in ranked if tile != self.tile)
+
+    @property
+    def _gathered(self) -> bool:
+        """Whether each column of a tile has an address of its own."""
+        return self.flat and self.lanes < _WIDE
+
+    @property
+    def _pointwise(self) -> bool:
+        """Whether output positions are the input's."""
+        return self.kernel == (1, 1) and self.strides == (1, 1) and not any(self.pads)
 
     @property
     def blocked(self) -> bool:
@@ -139,7 +152,7 @@ class Conv2d:
     def read_size(self) -> tuple[int, int]:
         """Height and width of the input region that full column tiles read, padding included."""
         oh, ow = self.out_size
-        columns = ceil_div(ow, self.tile.columns) * self.tile.columns
+        columns = ow if self.flat else ceil_div(ow, self.tile.columns) * self.tile.columns
         return (
             (oh - 1) * self.strides[0] + (self.kernel[0] - 1) * self.dilations[0] + 1,
             (columns - 1) * self.strides[1] + (self.kernel[1] - 1) * self.dilations[1] + 1,
@@ -149,7 +162,7 @@ class Conv2d:
         """Tensor expressions; blocks conv_pad, conv_acc, conv_view and conv_bias."""
         from tvm import te
 
-        acc = self._accumulate_flat(x, w) if self.flat else self._accumulate(x, w)
+        acc = self._accumulate(x, w)
         oh, ow = self.out_size
         shape = (self.x_shape[0], self.out_blocks, oh, ow, self.lanes)
 
@@ -165,54 +178,60 @@ class Conv2d:
             name="conv_bias",
         )
 
-    def _accumulate_flat(self, x: Any, w: Any) -> Any:
-        """[N, channel tiles, positions, c] for a 1x1 convolution, positions being full tiles."""
-        from tvm import te
-
-        x_in = x
-        n, _, height, width = self.x_shape[:4]
-        positions = ceil_div(height * width, self.tile.columns) * self.tile.columns
-        copied = positions > height * width or not conv_stages.is_input(x)
-        if copied:
-            x = te.compute(
-                (n, self.x_shape[1], positions, *self.x_shape[4:]),
-                lambda n, k, p, *c: te.if_then_else(
-                    p < height * width, x_in[(n, k, p // width, p % width, *c)], 0.0
-                ),
-                name="conv_pad",
-            )
-        steps, step = self._reduction()
-
-        def body(n: Any, o: Any, p: Any, c: Any) -> Any:
-            block, lane = self._channel(steps, step)
-            weight = self._weight(w, o, block, 0, 0, lane, c)
-            at = (p,) if copied else (p // width, p % width)
-            return te.sum(self._at(x, n, block, lane, *at) * weight, axis=[steps, step])
-
-        return te.compute((n, self._full_blocks, positions, self.lanes), body, name="conv_acc")
-
     def _accumulate(self, x: Any, w: Any) -> Any:
-        """[N, channel tiles, OH, full column tiles, c]."""
+        """Sums `[N, channel tiles, OH, full column tiles, c]`, or with OH and OW joined."""
         from tvm import te
 
-        (n, _, height, width), (sh, sw), (dh, dw) = self.x_shape[:4], self.strides, self.dilations
-        top, left = self.pads[:2]
-        rows, columns = self.read_size
-        if top or left or rows > height or columns > width or not conv_stages.is_input(x):
-            x = self._padded(x)
-        oh, ow = self.out_size
-        full = ceil_div(ow, self.tile.columns) * self.tile.columns
+        (sh, sw), (dh, dw), (oh, ow) = self.strides, self.dilations, self.out_size
+        columns = oh * ow if self.flat else ow
+        full = ceil_div(columns, self.tile.columns) * self.tile.columns
+        one_row = self.flat and full > columns and not self._gathered
+        x = self._in_one_row(x, full) if one_row else self._with_border(x)
         kh = te.reduce_axis((0, self.kernel[0]), "kh")
         kw = te.reduce_axis((0, self.kernel[1]), "kw")
         steps, step = self._reduction()
 
-        def body(n: Any, o: Any, h: Any, p: Any, c: Any) -> Any:
+        def read_from(*position: Any) -> tuple[Any, Any]:
+            if not self.flat:
+                return position[0] * sh, position[1] * sw
+            (p,) = position
+            if one_row:
+                return 0, p
+            if full > columns:
+                p = te.min(p, columns - 1)
+            return p // ow * sh, p % ow * sw
+
+        def body(n: Any, o: Any, *rest: Any) -> Any:
+            *position, c = rest
+            top, left = read_from(*position)
             block, lane = self._channel(steps, step)
-            value = self._at(x, n, block, lane, h * sh + kh * dh, p * sw + kw * dw)
+            value = self._at(x, n, block, lane, top + kh * dh, left + kw * dw)
             weight = self._weight(w, o, block, kh, kw, lane, c)
             return te.sum(value * weight, axis=[steps, kh, kw, step])
 
-        return te.compute((n, self._full_blocks, oh, full, self.lanes), body, name="conv_acc")
+        spatial = (full,) if self.flat else (oh, full)
+        shape = (self.x_shape[0], self._full_blocks, *spatial, self.lanes)
+        return te.compute(shape, body, name="conv_acc")
+
+    def _in_one_row(self, x: Any, positions: int) -> Any:
+        """X with H and W joined, and zeros up to whole column tiles."""
+        from tvm import te
+
+        n, blocks, height, width = self.x_shape[:4]
+
+        def body(n: Any, k: Any, _: Any, p: Any, *c: Any) -> Any:
+            value = x[(n, k, p // width, p % width, *c)]
+            return te.if_then_else(p < height * width, value, 0.0)
+
+        return te.compute((n, blocks, 1, positions, *self.x_shape[4:]), body, name="conv_pad")
+
+    def _with_border(self, x: Any) -> Any:
+        """X itself or, where the windows leave it or it is computed, a copy with a border."""
+        (top, left), (height, width) = self.pads[:2], self.x_shape[2:4]
+        rows, columns = self.read_size
+        if top or left or rows > height or columns > width or not conv_stages.is_input(x):
+            return self._padded(x)
+        return x
 
     def _padded(self, x: Any) -> Any:
         """X with its zero border, wide enough for the last column tile."""
@@ -299,11 +318,9 @@ class Conv2d:
         conv_stages.parallel(sch, outer, multiply_adds, self.threads)
 
     def _schedule_reduction(self, sch: Any, acc: Any) -> None:
-        spatial_count = 4 if self.flat else 5
-        loops = sch.get_loops(acc)
-        reduced = loops[-2:] if self.flat else loops[-4:]
-        spatial = loops[-len(reduced) - spatial_count : -len(reduced)]
-        o, i, c = spatial[1], spatial[-2], spatial[-1]
+        *spatial, group, kh, kw, step = sch.get_loops(acc)
+        reduced = (group, kh, kw, step)
+        o, i, c = spatial[-3 if self.flat else -4], spatial[-2], spatial[-1]
         sch.reorder(*reduced, i, o, c)
         sch.vectorize(c)
         sch.unroll(o)

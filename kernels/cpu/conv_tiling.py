@@ -19,6 +19,8 @@ _IN_FLIGHT, _NARROW_IN_FLIGHT = 10, 8
 # Cycles of a load where it is an instruction of its own: two a cycle, less where broadcasts meet in
 # a bank of the cache. With AVX-512 (16 lanes) a broadcast is part of its multiply-add.
 _LOAD_CYCLES = 0.65
+# Columns whose addresses fit the integer registers, and what making one costs.
+_ADDRESSES, _ADDRESS_CYCLES = 6, 4
 # Bytes of weights a core can stream per cycle when one channel tile's weights stay in its cache,
 # and when they do not.
 _CACHED_BYTES_PER_CYCLE = 24.0
@@ -40,18 +42,18 @@ class Extents:
     """The loop extents around and in the micro-kernel.
 
     `rows` counts independent rows (batch included) of `columns` positions; `taps` is the length of
-    the reduction; `read_vectors` the size of the input in vectors. `copied`: the input is copied to
-    a padded buffer in any case. `overlapping`: neighbouring columns read the same input scalars one
-    step apart, and the compiler then keeps them in registers as well.
+    the reduction; `ragged_copy` the vectors to copy where columns do not divide. `overlapping`:
+    neighbouring columns read the same input scalars one step apart, and the compiler then keeps
+    them in registers as well. `gathered`: each column of a tile has an address of its own.
     """
 
     rows: int
     columns: int
     out_blocks: int
     taps: int
-    read_vectors: int
-    copied: bool
-    overlapping: bool
+    ragged_copy: int
+    overlapping: bool = False
+    gathered: bool = False
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -59,13 +61,13 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def register_tiles(lanes: int, overlapping: bool) -> Iterator[Tile]:
+def register_tiles(extents: Extents, lanes: int) -> Iterator[Tile]:
     """All tiles whose accumulators and operands fit the vector registers."""
     # With AVX-512 the broadcast folds into the multiply-add; without, it needs a register.
     budget = 31 if lanes == 16 else 15
     for vectors in range(1, 9):
-        for columns in range(1, budget):
-            operands = columns if overlapping else min(columns, vectors)
+        for columns in range(1, _ADDRESSES + 1 if extents.gathered else budget):
+            operands = columns if extents.overlapping else min(columns, vectors)
             if columns * vectors + operands <= budget:
                 yield Tile(columns, vectors)
 
@@ -82,8 +84,9 @@ def cycles(extents: Extents, tile: Tile, lanes: int, threads: int) -> float:
     step = max(_arithmetic(tile, lanes), streaming) + 0.05 * (tile.columns + tile.vectors)
     tested = extents.columns % tile.columns or extents.out_blocks % tile.vectors
     per_tile = extents.taps * step + (10 if tested else 4) * held + 40
+    per_tile += _ADDRESS_CYCLES * tile.columns * extents.gathered
     units = channel_tiles * extents.rows * column_tiles
-    copied = 0 if extents.copied or not extents.columns % tile.columns else extents.read_vectors
+    copied = extents.ragged_copy if extents.columns % tile.columns else 0
     return ceil_div(units, threads) * per_tile + copied * _COPY_CYCLES_PER_VECTOR / threads
 
 
@@ -97,7 +100,7 @@ def _arithmetic(tile: Tile, lanes: int) -> float:
 
 def ranked_tiles(extents: Extents, lanes: int, threads: int, most: int = 8) -> list[Tile]:
     """The tiles with the least estimated times, the best first."""
-    tiles = register_tiles(lanes, extents.overlapping)
+    tiles = register_tiles(extents, lanes)
     ranked = sorted(tiles, key=lambda tile: cycles(extents, tile, lanes, threads))
     return ranked[:most]
 
@@ -107,7 +110,7 @@ def choose_tile(extents: Extents, lanes: int, threads: int, whole: bool = False)
 
     With `whole`, only tiles whose columns divide the columns.
     """
-    tiles = register_tiles(lanes, extents.overlapping)
+    tiles = register_tiles(extents, lanes)
     return min(
         (tile for tile in tiles if not (whole and extents.columns % tile.columns)),
         key=lambda tile: (cycles(extents, tile, lanes, threads), -tile.columns * tile.vectors),

@@ -81,9 +81,7 @@ class PlainWindows:
             columns=channels,
             out_blocks=ceil_div(positions, lanes),
             taps=in_channels * prod(kernel),
-            read_vectors=0,
-            copied=True,
-            overlapping=False,
+            ragged_copy=0,
         )
         tile = choose_tile(extents, lanes, threads, whole=groups > 1)
         return cls(
