@@ -29,8 +29,9 @@ from whitebox.kernels.cpu.winograd_transforms import (
     transformed,
 )
 
-# Transformed input of this size is made for all bands at once and stays in the outer cache.
-_SHARED_BYTES = 4 * 1024 * 1024
+# Transformed input of this size, by lanes, is made for all bands at once and stays in the outer
+# cache. Where that is small, and a core reads slowly what another wrote, every band makes its own.
+_SHARED_BYTES = {16: 4 * 1024 * 1024, 8: 0, 4: 0}
 # A band's own transformed input should stay in a core's cache.
 _BAND_BYTES = 640 * 1024
 # Products of a band's tiles wait for the output transform in the cache.
@@ -74,7 +75,7 @@ class Winograd:
         rows = ceil_div(height + pads[0] + pads[2] - kernel + 1, out)
         across = ceil_div(width + pads[1] + pads[3] - kernel + 1, out)
         row_bytes = IN * IN * blocks * lanes * across * 4
-        shared = n * rows * row_bytes <= _SHARED_BYTES
+        shared = n * rows * row_bytes <= _SHARED_BYTES[lanes]
 
         def cost(band: int, columns: int, vectors: int) -> float:
             steps = ceil_div(band * across, columns)
