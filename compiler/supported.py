@@ -18,9 +18,9 @@ _DTYPES = frozenset(
 # Only by a template, with one result; in float32, but for the products of integers.
 TEMPLATE_OPS = frozenset(
     """
-    ConvTranspose whitebox.AveragePool whitebox.Conv whitebox.ConvBf16 whitebox.DepthwiseConv
-    whitebox.MatMul whitebox.MatMulBf16 whitebox.MatMulInteger whitebox.MatMulTransposed
-    whitebox.MaxPool whitebox.WinogradConv
+    ConvTranspose whitebox.AveragePool whitebox.Conv whitebox.ConvBf16 whitebox.ConvInteger
+    whitebox.DepthwiseConv whitebox.MatMul whitebox.MatMulBf16 whitebox.MatMulInteger
+    whitebox.MatMulTransposed whitebox.MaxPool whitebox.WinogradConv
     """.split()
 )
 
@@ -28,6 +28,9 @@ TEMPLATE_OPS = frozenset(
 NARROW_WEIGHTS = frozenset(
     {"whitebox.Conv", "whitebox.ConvBf16", "whitebox.MatMul", "whitebox.MatMulBf16"}
 )
+
+# Templates on integers.
+INTEGER_OPS = frozenset({"whitebox.ConvInteger", "whitebox.MatMulInteger", "whitebox.MaxPool"})
 
 OPS = frozenset(
     """
@@ -43,7 +46,8 @@ OPS = frozenset(
     ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu
     Reshape Resize ReverseSequence Round ScatterElements ScatterND Selu Shrink Sigmoid Sign Sin
     Sinh Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh
-    ThresholdedRelu Tile Transpose Trilu Unsqueeze Where Xor whitebox.Pack whitebox.Unpack
+    ThresholdedRelu Tile Transpose Trilu Unsqueeze Where Xor whitebox.Centre whitebox.Pack
+    whitebox.Saturate whitebox.Unpack
     """.split()
 )
 
@@ -151,7 +155,7 @@ def _inference_only(node: Node) -> str | None:
 
 
 _CHECKS: dict[str, Callable[[Node], str | None]] = {
-    **dict.fromkeys(TEMPLATE_OPS - {"whitebox.MatMulInteger"}, _float32_only),
+    **dict.fromkeys(TEMPLATE_OPS - INTEGER_OPS, _float32_only),
     **dict.fromkeys(("AveragePool", "MaxPool"), _pool),
     **dict.fromkeys(("GRU", "LSTM", "RNN"), _recurrent),
     "Resize": _resize,

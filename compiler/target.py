@@ -48,9 +48,19 @@ class Target:
     threads: int
 
     @property
-    def dot_product(self) -> bool:
-        """Whether there is an instruction for products of 8-bit integers (AVX-512 VNNI)."""
-        return self.mcpu in ("cascadelake", "cooperlake", "sapphirerapids")
+    def integer_group(self) -> int:
+        """How many products of 8-bit integers one instruction adds into a sum of 32 bits.
+
+        Four bytes with AVX-512 VNNI, two 16-bit integers otherwise; 0 is for no such instruction.
+        """
+        if self.mcpu in ("cascadelake", "cooperlake", "sapphirerapids"):
+            return 4
+        return 2 if self.mcpu in ("skylake-avx512", "haswell") else 0
+
+    @property
+    def x86(self) -> bool:
+        """Whether x86's instructions may be named."""
+        return self.arch == "x86_64"
 
     @property
     def bf16(self) -> str:

@@ -109,6 +109,8 @@ def tvm_target(target: Target) -> Any:
     spec = {"kind": "llvm", "num-cores": target.threads}
     if target.arch == "x86_64":
         spec["mcpu"] = target.mcpu
+        # It would regroup sums of integers that are to stay in registers.
+        spec["cl-opt"] = ["-x86-machine-combiner=false"]
     return tvm.target.Target(spec)
 
 

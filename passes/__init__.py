@@ -20,6 +20,7 @@ from whitebox.passes.fold import fold, specialize
 from whitebox.passes.fuse import fuse
 from whitebox.passes.layout import layout
 from whitebox.passes.lower_precision import PRECISIONS, lower_precision
+from whitebox.passes.quantize import quantize
 from whitebox.passes.record import Decision, decide, recording, running
 from whitebox.passes.simplify import simplify
 from whitebox.passes.verify import verify, verify_signature
@@ -29,6 +30,7 @@ Pass = Callable[[Graph], Graph]
 PASSES: tuple[Pass, ...] = (
     fold,  # first: shapes become numbers, which the rules below ask for
     simplify,  # before layout: fewer and plainer nodes to lay out
+    quantize,  # before layout: products of integers have layouts of their own
     layout,  # before fuse: layout moves must be nodes that can be fused
     lower_precision,  # after layout, which says what is a product with packed weights
     fuse,  # last: nothing looks inside a group afterwards
@@ -58,7 +60,7 @@ class Machine(Protocol):
     @property
     def lanes(self) -> int: ...
     @property
-    def dot_product(self) -> bool: ...
+    def integer_group(self) -> int: ...
     @property
     def half(self) -> bool: ...
     @property
@@ -73,7 +75,10 @@ def passes_for(
     # Tiles multiply so fast that there is nothing to save, and transforms cost precision.
     winograd = not (precision == "bf16" and target.bf16 == "tiles")
     bound = {
-        layout: partial(layout, lanes=lanes, dot_product=target.dot_product, winograd=winograd),
+        quantize: partial(quantize, integer_group=target.integer_group),
+        layout: partial(
+            layout, lanes=lanes, integer_group=target.integer_group, winograd=winograd
+        ),
         lower_precision: partial(
             lower_precision,
             precision=precision,

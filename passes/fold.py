@@ -53,7 +53,7 @@ def fold_node(node: Node) -> Node:
         return node
     if node.op in _TYPE_ONLY:
         return _shape(node)
-    if not node.is_constant_expression or not _is_small(node):
+    if not node.is_constant_expression or not _is_small(node) or _is_quantized_weight(node):
         return node
     index = 0
     if node.op == OUTPUT:
@@ -77,6 +77,11 @@ def _shape(node: Node) -> Node:
         return constant(np.array(source.type.size, np.int64))
     dims = source.type.dims[node.attr("start", 0) : node.attr("end")]
     return constant(np.array(dims, np.int64))
+
+
+def _is_quantized_weight(node: Node) -> bool:
+    """Whether `quantize` may want the integers that the node scales."""
+    return node.op == "DequantizeLinear" and node.tensor.rank > 1
 
 
 def _is_small(node: Node) -> bool:

@@ -36,7 +36,7 @@ MOVES = frozenset({"Transpose", "Slice", "whitebox.Pack", "whitebox.Unpack"})
 # Read each element of their operand once or stream it twice, so a producer can be inlined.
 TAKES_PRODUCERS = MOVES | {
     "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceSumSquare", "ReduceL1", "ReduceL2",
-    "Softmax",
+    "Softmax", "whitebox.AveragePool", "whitebox.DepthwiseConv", "whitebox.MaxPool",
 }  # fmt: skip
 
 Supported = Callable[[Node], "str | None"]

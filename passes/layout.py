@@ -16,20 +16,22 @@ from whitebox.passes.rewrite import rewrite
 from whitebox.passes.rules.algebra import ALGEBRA
 from whitebox.passes.rules.blocked import blocked_rules, pack_is_reshape, pack_unpack
 from whitebox.passes.rules.integer import integer_rules
+from whitebox.passes.rules.integer_conv import integer_conv_rules
 from whitebox.passes.rules.transpose import merge_transposes
 
 
 def layout(
-    graph: Graph, lanes: int = 16, dot_product: bool = False, winograd: bool = True
+    graph: Graph, lanes: int = 16, integer_group: int = 0, winograd: bool = True
 ) -> Graph:
     """Blocked layouts for vectors of `lanes` float32 elements.
 
-    `dot_product` says that the target has an instruction for products of 8-bit integers,
-    `winograd` that its multiplications cost enough to be saved by transforms.
+    `integer_group` is how many products of 8-bit integers an instruction of the target adds up,
+    `winograd` says that its multiplications cost enough to be saved by transforms.
     """
     rules = blocked_rules(lanes, winograd)
-    if dot_product:
-        rules += integer_rules(lanes)
+    if integer_group:
+        rules += integer_rules(lanes, integer_group)
+        rules += integer_conv_rules(lanes, integer_group)
     blocked = rewrite(graph, (*rules, *ALGEBRA, merge_transposes))
     # Only now: a Reshape would hide from the rules above that data is blocked.
     return rewrite(blocked, (pack_is_reshape, pack_unpack, *ALGEBRA))

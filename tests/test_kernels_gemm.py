@@ -12,11 +12,7 @@ import pytest
 from whitebox.compiler.target import host_target
 from whitebox.kernels.cpu import vector_math
 from whitebox.kernels.cpu.gemm import BatchMatMul, Gemm, MatMul, pack_panels, pack_width
-from whitebox.kernels.cpu.gemm_integer import (
-    IntegerMatMul,
-    has_dot_product,
-    pack_integer_panels,
-)
+from whitebox.kernels.cpu.gemm_integer import IntegerMatMul, pack_integer_panels
 from whitebox.kernels.cpu.gemm_tiles import choose_mt
 from whitebox.kernels.cpu.norm import Normalization
 from whitebox.kernels.cpu.scratch import register_pipeline
@@ -175,19 +171,24 @@ def test_gemm(c_shape: tuple[int, ...] | None) -> None:
     close(out, expected if c_shape is None else expected + 2.0 * operands[2])
 
 
-@pytest.mark.skipif(not has_dot_product(TARGET.mcpu), reason="this CPU has no AVX-512 VNNI")
+@pytest.mark.skipif(not TARGET.integer_group, reason="this CPU adds no groups of products")
+@pytest.mark.parametrize("group", sorted({2, TARGET.integer_group} - {0}))
 @pytest.mark.parametrize("a_shape, n", [((1, 64, 384), 384), ((5, 7), 10), ((2, 3, 9, 30), 70)])
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 @pytest.mark.parametrize("zeros", [False, True])
-def test_integer_matmul(a_shape: tuple[int, ...], n: int, dtype: str, zeros: bool) -> None:
+def test_integer_matmul(
+    a_shape: tuple[int, ...], n: int, dtype: str, zeros: bool, group: int
+) -> None:
     k = a_shape[-1]
     nt = pack_width(1, k, n, LANES)
-    template = IntegerMatMul.default(a_shape, n, nt, 2, signed=dtype == "int8")
+    template = IntegerMatMul.default(
+        a_shape, n, nt, LANES, 2, group=group, signed=dtype == "int8"
+    )
     limits = np.iinfo(dtype)
     a = aligned(RNG.integers(limits.min, limits.max + 1, a_shape).astype(dtype))
     w = RNG.integers(-128, 128, (k, n)).astype(np.int8)
     sums = aligned(w.sum(0, dtype=np.int32))
-    operands = [a, aligned(pack_integer_panels(w, nt)), sums]
+    operands = [a, aligned(pack_integer_panels(w, nt, group)), sums]
     expected = a.astype(np.int32) @ w.astype(np.int32)
     if zeros:
         a_zero = aligned(np.array([limits.max], dtype))

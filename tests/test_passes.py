@@ -106,7 +106,7 @@ def conv_chain() -> Graph:
 
 def test_layout_keeps_values_and_meets_in_the_middle() -> None:
     graph = conv_chain()
-    blocked = optimize(graph, PASSES[:3])
+    blocked = optimize(graph, PASSES[:4])
     counts = [node.op for node in blocked.nodes]
     assert counts.count("whitebox.WinogradConv") == 1
     assert counts.count("whitebox.Conv") == 1
@@ -237,19 +237,20 @@ def random_graph(draw: st.DrawFn) -> Graph:
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(random_graph())
 def test_optimized_random_dags_compute_the_same(graph: Graph) -> None:
-    assert_same_values(graph, optimize(graph, (*PASSES[:3], functools.partial(fuse), verify)))
+    assert_same_values(graph, optimize(graph, (*PASSES[:4], functools.partial(fuse), verify)))
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8])
 @pytest.mark.parametrize("zero", [None, 0, 3])
-def test_integer_products_are_packed_exactly(dtype: type, zero: int | None) -> None:
+@pytest.mark.parametrize("group", [2, 4])
+def test_integer_products_are_packed_exactly(dtype: type, zero: int | None, group: int) -> None:
     random = np.random.default_rng(2)
     a = input_node(0, TensorType("uint8", (5, 7)))
     weight = constant(random.integers(0, 100, (7, 18)).astype(dtype))
     zeros = (constant(np.array(9, np.uint8)), constant(np.array(zero or 0, dtype)))
     node = ops.node("MatMulInteger", a, weight, *(zeros if zero is not None else ()))
     graph = Graph([Model("m", (("a", a),), (("y", node),))])
-    packed = layout(graph, dot_product=True)
+    packed = layout(graph, integer_group=group)
     assert any(node.op == "whitebox.MatMulInteger" for node in packed.nodes)
     values = random.integers(0, 255, (5, 7)).astype(np.uint8)
     expected = onnx_schema.evaluate_graph(graph, [values])["y"]

@@ -25,6 +25,7 @@ from whitebox.compiler.lower.value import (
     convert,
     dtype_of,
     emitter,
+    mapped,
     reshaped,
 )
 from whitebox.ir.graph import Node
@@ -45,10 +46,14 @@ def _parameter(scope: Scope, value: Value, shape: Sequence[int], axes: Axes, nod
 
 def quantized(x: Any, scale: Any, zero: Any, dtype: str) -> Any:
     """round(x / scale) + zero, saturated to `dtype`."""
+    return saturated(tirx.nearbyint(x / scale), convert(zero, dtype))
+
+
+def saturated(x: Any, zero: Any) -> Any:
+    """x + zero, saturated to the dtype of `zero`."""
+    dtype, wide = dtype_of(zero), dtype_of(x)
     low, high = _LIMITS[dtype]
-    wide = dtype_of(x)
-    shifted = tirx.nearbyint(x / scale) + convert(zero, wide)
-    bounded = tirx.max(tirx.min(shifted, const(high, wide)), const(low, wide))
+    bounded = tirx.max(tirx.min(x + convert(zero, wide), const(high, wide)), const(low, wide))
     return fn.cast(bounded, dtype)
 
 
@@ -84,6 +89,21 @@ def _dequantize(node: Node, args: Sequence[Value], body: Body) -> Value:
         return convert(convert(x, wide) * step, dtype)
 
     return Value(dtype, shape, element)
+
+
+@emitter("whitebox.Centre")
+def _centre(node: Node, args: Sequence[Value], body: Body) -> Value:
+    """Integers less their zero point, in a dtype that holds them."""
+    dtype = node.tensor.dtype
+    return mapped(
+        node, args, lambda x, zero: convert(convert(x, "int32") - convert(zero, "int32"), dtype)
+    )
+
+
+@emitter("whitebox.Saturate")
+def _saturate(node: Node, args: Sequence[Value], body: Body) -> Value:
+    """The nearest integers plus a zero point, saturated to its dtype."""
+    return mapped(node, args, lambda x, zero: saturated(tirx.nearbyint(x), zero))
 
 
 @emitter("DynamicQuantizeLinear")

@@ -14,9 +14,11 @@ from whitebox.compiler.target import Target
 from whitebox.ir.graph import Node
 from whitebox.kernels.cpu.conv import Conv2d
 from whitebox.kernels.cpu.conv_bf16 import Bf16Conv2d
+from whitebox.kernels.cpu.conv_integer import IntegerConv2d
 from whitebox.kernels.cpu.conv_plain import PlainConv
 from whitebox.kernels.cpu.conv_transpose import PlainConvTranspose
 from whitebox.kernels.cpu.depthwise import DepthwiseConv2d
+from whitebox.kernels.cpu.dot_product import DotProduct
 from whitebox.kernels.cpu.gemm import BatchMatMul, Gemm, MatMul
 from whitebox.kernels.cpu.gemm_bf16 import Bf16MatMul
 from whitebox.kernels.cpu.gemm_integer import IntegerMatMul
@@ -30,7 +32,7 @@ TEMPLATES: dict[str, Make] = {}
 
 
 def _integer_template(*ops: str) -> Callable[[Make], Make]:
-    """Register a maker for nodes on 8-bit integers."""
+    """Register a maker for nodes that may be on integers."""
 
     def register(make: Make) -> Make:
         TEMPLATES.update(dict.fromkeys(ops, make))
@@ -55,13 +57,26 @@ def _template(*ops: str) -> Callable[[Make], Make]:
     return register
 
 
+@_integer_template("whitebox.ConvInteger")
+def _integer_conv(node: Node, target: Target) -> Any:
+    strides, pads, dilations = window(node, 2)
+    x = node.inputs[0]
+    assert x is not None
+    lanes = x.tensor.dims[-1]
+    return IntegerConv2d.default(
+        x.tensor.dims, _dims(node, 1), strides, pads, dilations,
+        in_channels=node.attr("in_channels"), threads=target.threads,
+        dot=DotProduct.of(x.tensor.dtype, lanes, target.x86),
+    )  # fmt: skip
+
+
 @_integer_template("whitebox.MatMulInteger")
 def _integer_matmul(node: Node, target: Target) -> Any:
     a = node.inputs[0]
     assert a is not None
     return IntegerMatMul.default(
-        a.tensor.dims, node.attr("n"), node.attr("nt"), target.threads,
-        signed=a.tensor.dtype == "int8",
+        a.tensor.dims, node.attr("n"), node.attr("nt"), target.lanes, target.threads,
+        group=target.integer_group, signed=a.tensor.dtype == "int8",
     )  # fmt: skip
 
 
@@ -199,13 +214,15 @@ def _matmul_transposed(node: Node, target: Target) -> Any:
     )
 
 
-@_template("whitebox.MaxPool", "whitebox.AveragePool")
+@_integer_template("whitebox.MaxPool")
+@_template("whitebox.AveragePool")
 def _blocked_pool(node: Node, target: Target) -> Any:
     strides, pads, dilations = window(node, 2)
     return BlockedPool.default(
         "max" if node.op == "whitebox.MaxPool" else "average",
         _dims(node, 0), node.tensor.dims, node.attr("kernel_shape"), strides, pads, dilations,
         include_pad=bool(node.attr("count_include_pad", 0)), threads=target.threads,
+        dtype=node.tensor.dtype,
     )  # fmt: skip
 
 

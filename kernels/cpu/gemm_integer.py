@@ -1,13 +1,17 @@
-"""The template for products of 8-bit integers with packed weights, for CPUs with AVX-512 VNNI.
+"""The template for products of 8-bit integers with packed weights, for CPUs with AVX2 or better.
 
 Enters: shapes, then TE tensors. Leaves: a TE tensor named "matmul", int32, and a schedule for a
 function that holds it, optional producers of A, and an elementwise epilogue (often the scaling
 to float32). The packing of weights needs no TVM. Nothing here knows a Graph.
 
-    A → unsigned bytes, padded to whole tiles and groups of four
+    A → as the instruction takes it, padded to whole tiles and groups
     for item in parallel(N/nt × batch × M/mt):
-        for group in K/4: mt × nt/16 instructions of 64 products    TIR written out
+        for group along K: mt × nt/lanes instructions               TIR written out
     result = epilogue(sums - zero points)                           over whole rows
+
+With VNNI, an instruction multiplies unsigned by signed bytes and adds groups of four into 32 bits.
+Without it, both are widened to 16 bits, and groups are of two. AVX2 can multiply bytes as well, but
+adds pairs of them in 16 bits, where 255 · 127 · 2 does not fit.
 """
 
 from __future__ import annotations
@@ -22,30 +26,22 @@ from whitebox.kernels.cpu import stages
 from whitebox.kernels.cpu.gemm_operands import ravel, split_rows, unravel
 from whitebox.kernels.cpu.gemm_tiles import RESULT, ROWS, TILE, Tiles, choose_mt
 
-# How many products along K one instruction adds into a sum.
-GROUP = 4
-LANES = 16
 _SUMS = "row_sums"
-_DOT = "llvm.x86.avx512.vpdpbusd.512"
-_CPUS = ("cascadelake", "cooperlake", "sapphirerapids")
+_BYTES = {16: "llvm.x86.avx512.vpdpbusd.512"}
+_WORDS = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd"}
 
 
-def has_dot_product(mcpu: str) -> bool:
-    """Whether code for this LLVM CPU name may use the instruction that the template is made of."""
-    return mcpu in _CPUS
-
-
-def pack_integer_panels(weight: np.ndarray, nt: int) -> np.ndarray:
-    """int8 `[K, N]` → `[ceil(N/nt), ceil(K/4), nt · 4]`, zero-padded.
+def pack_integer_panels(weight: np.ndarray, nt: int, group: int) -> np.ndarray:
+    """int8 `[K, N]` → `[ceil(N/nt), ceil(K/group), nt · group]`, zero-padded.
 
     Unsigned weights are to be shifted by -128 first, and their zero point with them.
     """
     k, n = weight.shape
-    groups, panels = -(-k // GROUP), -(-n // nt)
-    padded = np.zeros((groups * GROUP, panels * nt), np.int8)
+    groups, panels = -(-k // group), -(-n // nt)
+    padded = np.zeros((groups * group, panels * nt), np.int8)
     padded[:k, :n] = weight
-    split = padded.reshape(groups, GROUP, panels, nt)
-    return np.ascontiguousarray(split.transpose(2, 0, 3, 1)).reshape(panels, groups, nt * GROUP)
+    split = padded.reshape(groups, group, panels, nt)
+    return np.ascontiguousarray(split.transpose(2, 0, 3, 1)).reshape(panels, groups, nt * group)
 
 
 @dataclass(frozen=True)
@@ -53,23 +49,32 @@ class IntegerMatMul:
     """`(A - a_zero) · (W - w_zero)`: A[..., M, K] uint8 or int8, W packed int8 → int32 [..., M, N].
 
     The zero points are taken out of the sums afterwards: by the columns' sums of W, which are
-    constants, and the rows' sums of A.
+    constants, and the rows' sums of A. `group` is 4 with VNNI, and 2 without.
     """
 
     a_shape: tuple[int, ...]
     signed: bool
+    group: int
     tiles: Tiles
 
     @classmethod
     def default(
-        cls, a_shape: tuple[int, ...], n: int, nt: int, threads: int, *, signed: bool
+        cls,
+        a_shape: tuple[int, ...],
+        n: int,
+        nt: int,
+        lanes: int,
+        threads: int,
+        *,
+        group: int,
+        signed: bool,
     ) -> IntegerMatMul:
         """The template for `a_shape` with tiles from the cost model; `signed` says A is int8."""
         batch_dims, m = split_rows(a_shape[:-1])
         batch, k = math.prod(batch_dims), a_shape[-1]
         columns = batch * -(-n // nt)
-        mt = choose_mt(m, k // GROUP, nt, LANES, columns=columns, threads=threads)
-        return cls(tuple(a_shape), signed, Tiles(batch, m, k, n, mt, nt, LANES, threads))
+        mt = choose_mt(m, k // group, nt, lanes, columns=columns, threads=threads)
+        return cls(tuple(a_shape), signed, group, Tiles(batch, m, k, n, mt, nt, lanes, threads))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,7 +83,12 @@ class IntegerMatMul:
 
     @property
     def _groups(self) -> int:
-        return -(-self.tiles.k // GROUP)
+        return -(-self.tiles.k // self.group)
+
+    @property
+    def _unsigned(self) -> bool:
+        """Whether the instruction takes A as unsigned bytes, and not as 16-bit integers."""
+        return self.group == 4
 
     @property
     def _padded_rows(self) -> bool:
@@ -92,7 +102,7 @@ class IntegerMatMul:
         a_zero: Any | None = None,
         w_zero: Any | None = None,
     ) -> Any:
-        """`column_sums` is int32 [N], the sums of W over K: needed with `a_zero` or a signed A.
+        """`column_sums` is int32 [N], the sums of W over K.
 
         `a_zero` is a scalar or [1] of A's dtype; `w_zero` int8, a scalar, [1] or [N].
         """
@@ -105,7 +115,7 @@ class IntegerMatMul:
         product = self._product(rows, w)
         sums = None if w_zero is None else self._row_sums(rows)
         # A signed A is shifted by 128 to be unsigned, and so is its zero point.
-        shift = tirx.const(128 if self.signed else 0, "int32")
+        shift = tirx.const(128 if self.signed and self._unsigned else 0, "int32")
 
         def scalar(tensor: Any, n: Any) -> Any:
             wide = len(tensor.shape) > 0 and int(tensor.shape[0]) > 1
@@ -125,7 +135,7 @@ class IntegerMatMul:
         return te.compute(self.shape, untile, name=RESULT)
 
     def _rows(self, a: Any) -> Any:
-        """A as unsigned bytes, its rows padded to whole groups and their number to whole tiles."""
+        """A for the instruction, its rows padded to whole groups and their number to whole tiles."""
         from tvm import te, tirx
 
         tiles, lead = self.tiles, self.a_shape[:-1]
@@ -136,13 +146,15 @@ class IntegerMatMul:
             if self._padded_rows:
                 r = tirx.min(r, tirx.const(tiles.m - 1, "int32"))
             value = a(*[*unravel(f, batch_dims), r, *units][: len(lead)], k)
-            if self.signed:
+            if not self._unsigned:
+                value = value.astype("int16")
+            elif self.signed:
                 value = tirx.bitwise_xor(tirx.reinterpret("uint8", value), tirx.const(128, "uint8"))
-            if tiles.k % GROUP == 0:
+            if tiles.k % self.group == 0:
                 return value
-            return tirx.if_then_else(k < tiles.k, value, tirx.const(0, "uint8"))
+            return tirx.if_then_else(k < tiles.k, value, tirx.const(0, value.ty.dtype))
 
-        shape = (tiles.batch, tiles.row_tiles * tiles.mt, self._groups * GROUP)
+        shape = (tiles.batch, tiles.row_tiles * tiles.mt, self._groups * self.group)
         return te.compute(shape, element, name=ROWS)
 
     def _product(self, rows: Any, w: Any) -> Any:
@@ -154,7 +166,7 @@ class IntegerMatMul:
         return te.extern(
             [shape],
             [rows, w],
-            lambda ins, outs: _tile_loop(tiles, self._groups, ins[0], ins[1], outs[0]),
+            lambda ins, outs: self._tile_loop(ins[0], ins[1], outs[0]),
             name=TILE,
             dtype=["int32"],
         )
@@ -162,7 +174,7 @@ class IntegerMatMul:
     def _row_sums(self, rows: Any) -> Any:
         from tvm import te
 
-        k = te.reduce_axis((0, self._groups * GROUP))
+        k = te.reduce_axis((0, self._groups * self.group))
         return te.compute(
             (self.tiles.batch, self.tiles.m),
             lambda f, r: te.sum(rows[f, r, k].astype("int32"), axis=k),
@@ -173,54 +185,63 @@ class IntegerMatMul:
         tiles = self.tiles
         names = {stages.block_name(sch, block) for block in stages.blocks(sch)}
         stages.inline_all(sch, {TILE, ROWS, _SUMS})
-        stages.schedule_stage(sch, sch.get_sblock(ROWS), GROUP * LANES, tiles.threads)
+        stages.schedule_stage(sch, sch.get_sblock(ROWS), self.group * tiles.lanes, tiles.threads)
         if _SUMS in names and tiles.parallel:
             sums = sch.get_sblock(_SUMS)
             sch.parallel(sch.fuse(*sch.get_loops(sums)[:2]))
-        stages.schedule_stage(sch, stages.output_block(sch), LANES, tiles.threads)
+        stages.schedule_stage(sch, stages.output_block(sch), tiles.lanes, tiles.threads)
 
+    def _tile_loop(self, rows: Any, w: Any, out: Any) -> Any:
+        """The loop over tiles, as TIR."""
+        from tvm import tirx
 
-def _tile_loop(tiles: Tiles, groups: int, rows: Any, w: Any, out: Any) -> Any:
-    """The loop over tiles, as TIR."""
-    from tvm import tirx
+        from whitebox.kernels.cpu.nest import sequence
 
-    item = tirx.Var("item", "int32")
-    stacks = tiles.batch * tiles.row_tiles
-    panel, f = item // stacks, item % stacks // tiles.row_tiles
-    first = item % tiles.row_tiles * tiles.mt
-    vectors = tiles.nt // LANES
-    sums = tirx.decl_buffer((tiles.mt * vectors * LANES,), "int32", name="sums", scope="local")
+        tiles, lanes = self.tiles, self.tiles.lanes
+        item, group = tirx.Var("item", "int32"), tirx.Var("group", "int32")
+        stacks = tiles.batch * tiles.row_tiles
+        panel, f = item // stacks, item % stacks // tiles.row_tiles
+        first = item % tiles.row_tiles * tiles.mt
+        places = [(i, v) for i in range(tiles.mt) for v in range(tiles.nt // lanes)]
+        sums = tirx.decl_buffer((len(places) * lanes,), "int32", name="sums", scope="local")
 
-    def lanes(start: Any, count: int) -> Any:
-        return tirx.Ramp(start, 1, count)
+        def at(number: int) -> Any:
+            return [tirx.Ramp(tirx.const(number * lanes, "int32"), 1, lanes)]
 
-    def at(i: int, v: int) -> Any:
-        return [lanes(tirx.const((i * vectors + v) * LANES, "int32"), LANES)]
+        def step(number: int, i: int, v: int) -> Any:
+            few = tirx.Ramp(group * self.group, 1, self.group)
+            left = tirx.BufferLoad(rows, [f, first + i, few])
+            many = tirx.Ramp(tirx.const(v * lanes * self.group, "int32"), 1, lanes * self.group)
+            right = tirx.BufferLoad(w, [panel, group, many])
+            total = self._add_products(tirx.BufferLoad(sums, at(number)), left, right)
+            return tirx.BufferStore(sums, total, at(number))
 
-    def step(group: Any) -> Any:
-        statements = []
-        for i in range(tiles.mt):
-            four = tirx.BufferLoad(rows, [f, first + i, lanes(group * GROUP, GROUP)])
-            word = tirx.Broadcast(tirx.reinterpret("int32", four), LANES)
-            left = tirx.reinterpret("int8x64", word)
-            for v in range(vectors):
-                start = tirx.const(v * LANES * GROUP, "int32")
-                right = tirx.BufferLoad(w, [panel, group, lanes(start, LANES * GROUP)])
-                total = tirx.BufferLoad(sums, at(i, v))
-                dot = tirx.call_llvm_pure_intrin("int32x16", _DOT, total, left, right)
-                statements.append(tirx.BufferStore(sums, dot, at(i, v)))
-        return tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
+        def write(number: int, i: int, v: int) -> Any:
+            column = tirx.Ramp(panel * tiles.nt + v * lanes, 1, lanes)
+            total = tirx.BufferLoad(sums, at(number))
+            return tirx.BufferStore(out, total, [f, first + i, column])
 
-    zero = tirx.Broadcast(tirx.const(0, "int32"), LANES)
-    each = [(i, v) for i in range(tiles.mt) for v in range(vectors)]
-    group = tirx.Var("group", "int32")
-    body = [
-        tirx.AllocBuffer(sums),
-        *(tirx.BufferStore(sums, zero, at(i, v)) for i, v in each),
-        tirx.For(group, 0, groups, tirx.ForKind.SERIAL, step(group)),
-    ]
-    for i, v in each:
-        column = lanes(panel * tiles.nt + v * LANES, LANES)
-        body.append(tirx.BufferStore(out, tirx.BufferLoad(sums, at(i, v)), [f, first + i, column]))
-    kind = tirx.ForKind.PARALLEL if tiles.parallel else tirx.ForKind.SERIAL
-    return tirx.For(item, 0, stacks * tiles.panels, kind, tirx.SeqStmt(body))
+        zero = tirx.Broadcast(tirx.const(0, "int32"), lanes)
+        steps = [step(number, *place) for number, place in enumerate(places)]
+        body = [
+            tirx.AllocBuffer(sums),
+            *(tirx.BufferStore(sums, zero, at(number)) for number in range(len(places))),
+            tirx.For(group, 0, self._groups, tirx.ForKind.SERIAL, sequence(steps)),
+            *(write(number, *place) for number, place in enumerate(places)),
+        ]
+        kind = tirx.ForKind.PARALLEL if tiles.parallel else tirx.ForKind.SERIAL
+        return tirx.For(item, 0, stacks * tiles.panels, kind, sequence(body))
+
+    def _add_products(self, total: Any, left: Any, right: Any) -> Any:
+        """`total` and in each lane the sum of a group of products: `left` is the same for all."""
+        from tvm import tirx
+
+        lanes = self.tiles.lanes
+        word = tirx.Broadcast(tirx.reinterpret("int32", left), lanes)
+        sums = f"int32x{lanes}"
+        if self._unsigned:
+            left = tirx.reinterpret(f"int8x{4 * lanes}", word)
+            return tirx.call_llvm_pure_intrin(sums, _BYTES[lanes], total, left, right)
+        wide = f"int16x{2 * lanes}"
+        left, right = tirx.reinterpret(wide, word), tirx.Cast(wide, right)
+        return total + tirx.call_llvm_pure_intrin(sums, _WORDS[lanes], left, right)

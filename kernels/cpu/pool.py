@@ -104,15 +104,15 @@ def _reduce(kind: Kind, value: Any, axis: list[Any]) -> Any:
     return (te.max if kind == "max" else te.sum)(value, axis=axis)
 
 
-def _border(kind: Kind) -> Any:
+def _border(kind: Kind, dtype: str = "float32") -> Any:
     from tvm import tirx
 
-    return tirx.min_value("float32") if kind == "max" else tirx.const(0.0, "float32")
+    return tirx.min_value(dtype) if kind == "max" else tirx.const(0, dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class BlockedPool:
-    """Parameters of one pooling kernel on NCHWc."""
+    """Parameters of one pooling kernel on NCHWc; of integers too, where it takes the greatest."""
 
     kind: Kind
     include_pad: bool
@@ -124,6 +124,7 @@ class BlockedPool:
     threads: int
     columns: int
     band: int
+    dtype: str
 
     @classmethod
     def default(
@@ -138,6 +139,7 @@ class BlockedPool:
         *,
         include_pad: bool = False,
         threads: int,
+        dtype: str = "float32",
     ) -> BlockedPool:
         """The template for ONNX's attributes; `out_shape` is the declared NCHWc result."""
         size, out_size, lanes = x_shape[2:4], out_shape[2:4], x_shape[4]
@@ -153,6 +155,7 @@ class BlockedPool:
             threads=threads,
             columns=windows.column_tile(lanes),
             band=windows.band(lanes, x_shape[0] * x_shape[1], threads),
+            dtype=dtype,
         )
 
     def compute(self, x: Any) -> Any:
@@ -161,7 +164,7 @@ class BlockedPool:
 
         win = self.windows
         (sh, sw), (dh, dw), (oh, ow) = win.strides, win.dilations, win.out_size
-        x = win.padded(x, self.columns, _border(self.kind), name="pool_pad")
+        x = win.padded(x, self.columns, _border(self.kind, self.dtype), name="pool_pad")
         kh = te.reduce_axis((0, win.kernel[0]), "kh")
         kw = te.reduce_axis((0, win.kernel[1]), "kw")
         full = ceil_div(ow, self.columns) * self.columns

@@ -24,6 +24,10 @@ _SAFE_UNARY = (
     "Abs", "Clip", "Celu", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish",
     "Neg", "Relu", "Selu", "Sigmoid", "Sign", "Softplus", "Softsign", "Tanh", "ThresholdedRelu",
 )  # fmt: skip
+# With a scale and a zero point for all channels these are unary as well.
+_SAFE_UNARY += (
+    "Cast", "DequantizeLinear", "QuantizeLinear", "whitebox.Centre", "whitebox.Saturate",
+)  # fmt: skip
 _SAFE_BINARY = ("Add", "Sub", "Mul", "Max", "Min", "PRelu")
 
 

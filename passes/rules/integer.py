@@ -1,4 +1,4 @@
-"""Products of 8-bit integers, for CPUs that add four of them at a time into a 32-bit sum."""
+"""Products of 8-bit integers, for CPUs that add a group of them at a time into a 32-bit sum."""
 
 from __future__ import annotations
 
@@ -12,23 +12,21 @@ from whitebox.passes.rules.algebra import reshape, scalar
 from whitebox.passes.rules.blocked import panel_width
 from whitebox.passes.rules.packing import pad_to
 
-# Products that one instruction adds into a sum.
-GROUP = 4
 _INT8, _INT32 = ONNX_DTYPES.index("int8"), ONNX_DTYPES.index("int32")
 
 
-def integer_rules(lanes: int) -> tuple[Rule, ...]:
-    """The rules, for vectors of `lanes` 32-bit sums."""
+def integer_rules(lanes: int, group: int) -> tuple[Rule, ...]:
+    """The rules, for vectors of `lanes` 32-bit sums, each of `group` products at a time."""
 
     @rule("MatMulInteger")
     def matmul_integer_to_panels(node: Node) -> Node | None:
         """(A - a₀) · (W - w₀) = whitebox.MatMulInteger(A, W in panels, Σ W, a₀, w₀), W known"""
-        return _matmul_integer(node, lanes)
+        return _matmul_integer(node, lanes, group)
 
     return (matmul_integer_to_panels,)
 
 
-def _matmul_integer(node: Node, lanes: int) -> Node | None:
+def _matmul_integer(node: Node, lanes: int, group: int) -> Node | None:
     a, weight, a_zero, w_zero = (*node.inputs, None, None)[:4]
     if a is None or weight is None or not weight.is_constant_expression:
         return None
@@ -45,13 +43,13 @@ def _matmul_integer(node: Node, lanes: int) -> Node | None:
         w_zero = None
     k, n = weight.tensor.dims
     width = panel_width(n, lanes)
-    panels, groups = -(-n // width), -(-k // GROUP)
-    padded = pad_to(weight, (groups * GROUP, panels * width))
-    split = reshape(padded, (groups, GROUP, panels, width))
+    panels, groups = -(-n // width), -(-k // group)
+    padded = pad_to(weight, (groups * group, panels * width))
+    split = reshape(padded, (groups, group, panels, width))
     packed = ops.node("Transpose", split, perm=(2, 0, 3, 1))
     axis = constant(np.array([0], np.int64))
     sums = ops.node("ReduceSum", ops.node("Cast", weight, to=_INT32), axis, keepdims=0)
-    panel = reshape(packed, (panels, groups, width * GROUP))
+    panel = reshape(packed, (panels, groups, width * group))
     inputs = (a, panel, sums, a_zero, w_zero)
     return ops.node("whitebox.MatMulInteger", *inputs, n=n, nt=width)
 

@@ -4,6 +4,7 @@ from whitebox.ir.reference import (  # noqa: F401  (each fills the table)
     bf16,
     blocked,
     elementwise,
+    integer,
     movement,
     optional,
     windows,

@@ -100,8 +100,9 @@ def _matmul_transposed(node: Node, values: Values) -> Any:
 @means("whitebox.MatMulInteger")
 def _matmul_integer(node: Node, values: Values) -> Any:
     a, packed, _, a_zero, w_zero = (*values, None, None)[:5]
-    panels, groups, _ = packed.shape
-    split = packed.reshape(panels, groups, node.attrs["nt"], 4).transpose(1, 3, 0, 2)
-    weight = split.reshape(groups * 4, -1)[: a.shape[-1], : node.attrs["n"]].astype(np.int32)
+    panels, groups, width = packed.shape
+    group = width // node.attrs["nt"]
+    split = packed.reshape(panels, groups, node.attrs["nt"], group).transpose(1, 3, 0, 2)
+    weight = split.reshape(groups * group, -1)[: a.shape[-1], : node.attrs["n"]].astype(np.int32)
     left = a.astype(np.int32) - (0 if a_zero is None else np.int32(a_zero))
     return left @ (weight - (0 if w_zero is None else np.int32(w_zero)))

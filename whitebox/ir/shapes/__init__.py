@@ -4,6 +4,7 @@ from whitebox.ir.shapes import (  # noqa: F401  (importing registers the rules)
     blocked,
     control,
     elementwise,
+    integer,
     linear,
     ml,
     movement,

@@ -124,6 +124,7 @@ def _matmul_transposed(call: Call) -> TensorType:
 def _matmul_integer(call: Call) -> TensorType:
     shape, panels = call.tensor(0).dims, call.tensor(1).dims
     n, tile = call.attrs["n"], call.attrs["nt"]
-    if panels != (-(-n // tile), -(-shape[-1] // 4), tile * 4):
+    group = panels[-1] // tile
+    if not group or panels != (-(-n // tile), -(-shape[-1] // group), tile * group):
         raise Misfit(f"the weight is not packed for {n} columns in tiles of {tile}")
     return TensorType("int32", (*shape[:-1], n))

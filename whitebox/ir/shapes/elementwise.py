@@ -20,6 +20,9 @@ COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 VARIADIC = ("Max", "Min", "Mean", "Sum")
 ELEMENTWISE = (*UNARY, *PREDICATES, *BINARY, *COMPARISONS, *VARIADIC)
 ELEMENTWISE += ("Where", "Clip", "PRelu", "Cast", "CastLike", "Identity")
+# Scales and zero points may vary along an axis of the data, or in blocks of it.
+ELEMENTWISE += ("QuantizeLinear", "DequantizeLinear", "whitebox.Centre")
+ELEMENTWISE += ("whitebox.Saturate",)
 
 _SAME_TYPE = (
     "CumProd CumSum GroupNormalization InstanceNormalization LpNormalization LRN "
