@@ -172,9 +172,7 @@ def encoder(net: Network) -> onnx.ModelProto:
         return net.op("LayerNormalization", x, net.weight(one), net.weight(zero), axis=-1)
 
     def heads_of(x: str, perm: list[int]) -> str:
-        return net.op(
-            "Transpose", net.op("Reshape", net.linear(x, width, width), split), perm=perm
-        )
+        return net.op("Transpose", net.op("Reshape", net.linear(x, width, width), split), perm=perm)
 
     x = "x"
     for _ in range(6):

@@ -20,9 +20,7 @@ from whitebox.passes.rules.integer_conv import integer_conv_rules
 from whitebox.passes.rules.transpose import merge_transposes
 
 
-def layout(
-    graph: Graph, lanes: int = 16, integer_group: int = 0, winograd: bool = True
-) -> Graph:
+def layout(graph: Graph, lanes: int = 16, integer_group: int = 0, winograd: bool = True) -> Graph:
     """Blocked layouts for vectors of `lanes` float32 elements.
 
     `integer_group` is how many products of 8-bit integers an instruction of the target adds up,

@@ -181,9 +181,7 @@ def test_integer_matmul(
 ) -> None:
     k = a_shape[-1]
     nt = pack_width(1, k, n, LANES)
-    template = IntegerMatMul.default(
-        a_shape, n, nt, LANES, 2, group=group, signed=dtype == "int8"
-    )
+    template = IntegerMatMul.default(a_shape, n, nt, LANES, 2, group=group, signed=dtype == "int8")
     limits = np.iinfo(dtype)
     a = aligned(RNG.integers(limits.min, limits.max + 1, a_shape).astype(dtype))
     w = RNG.integers(-128, 128, (k, n)).astype(np.int8)

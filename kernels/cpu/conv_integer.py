@@ -1,6 +1,6 @@
-"""Convolution of integers on channel-blocked data: `whitebox.IntegerConv`, group 1.
+"""Convolution of integers on channel-blocked data: `whitebox.ConvInteger`, group 1.
 
-In: X as NCHWc `[N, IC/c, H, W, c]`, int16 or uint8; W packed `[OC/c, IC/c, KH, KW, c/g, c·g]` with g
+In: X as NCHWc `[N, IC/c, H, W, c]`, int16 or uint8; W packed `[OC/c, IC/c, KH, KW, c/g, c·g]`, g
 neighbouring input channels innermost; optionally the number (scalar) that pads X. Out: exact
 sums, int32 NCHWc `[N, OC/c, OH, OW, c]`. Any stride and dilation. The loop nest is the one of
 `Conv2d`, each step of which adds g products into a register of sums (`dot_product`):
@@ -236,6 +236,4 @@ class IntegerConv2d:
         sch.reorder(outer, kh, kw, inner, i, o, c, lane)
         sch.unroll(o)
         sch.unroll(i)
-        zero = sch.decompose_reduction(acc, outer)
-        sch.vectorize(sch.get_loops(zero)[-1])
-        self.dot.tensorize(sch, c)
+        self.dot.decompose(sch, acc, outer, c)

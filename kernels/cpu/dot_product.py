@@ -42,16 +42,20 @@ class DotProduct:
             return cls(data, "int8", 4, lanes, _BYTES.get(lanes) if x86 else None)
         return cls("int16", "int16", 2, lanes, _WORDS.get(lanes) if x86 else None)
 
-    def tensorize(self, sch: Any, loop: Any) -> None:
-        """Replace the loop over lanes, and the one over the group in it, by a vector step.
+    def decompose(self, sch: Any, sums: Any, outer: Any, lanes: Any) -> None:
+        """Clear the block `sums` before `outer`, its first reduction loop, and vectorise it.
 
-        TVM's own `tensorize` crashes in 0.27, so the block is rewritten here.
+        `lanes` is the loop over lanes; in it is only the one over the group. Both become a vector
+        step. TVM's own `tensorize` crashes in 0.27, so the block is rewritten here.
         """
         if self.instruction is None:
-            sch.vectorize(loop)
+            sch.vectorize(lanes)
+            sch.decompose_reduction(sums, outer)
             return
-        lanes = sch.get(loop)
-        sch.state.replace(sch.get_sref(loop), self._vector_step(lanes, lanes.body), {})
+        cleared = sch.decompose_reduction(sums, outer)
+        sch.vectorize(sch.get_loops(cleared)[-1])
+        loop = sch.get(lanes)
+        sch.state.replace(sch.get_sref(lanes), self._vector_step(loop, loop.body), {})
 
     def _vector_step(self, lanes: Any, group: Any) -> Any:
         """The block `sums[lanes] += dot(x[group], w[lanes * group])` for a nest of two loops."""
@@ -100,7 +104,7 @@ class DotProduct:
 
         wide, words = f"int32x{self.lanes}", tirx.Broadcast(word, self.lanes)
         if self.group == 4:
-            right = tirx.reinterpret(wide, weights)
-            return tirx.call_llvm_pure_intrin(wide, self.instruction, total, words, right)
+            left = tirx.reinterpret(f"int8x{self.lanes * 4}", words)
+            return tirx.call_llvm_pure_intrin(wide, self.instruction, total, left, weights)
         pairs = tirx.reinterpret(f"int16x{self.lanes * 2}", words)
         return total + tirx.call_llvm_pure_intrin(wide, self.instruction, pairs, weights)

@@ -135,7 +135,7 @@ class IntegerMatMul:
         return te.compute(self.shape, untile, name=RESULT)
 
     def _rows(self, a: Any) -> Any:
-        """A for the instruction, its rows padded to whole groups and their number to whole tiles."""
+        """A for the instruction, rows padded to whole groups and their number to whole tiles."""
         from tvm import te, tirx
 
         tiles, lead = self.tiles, self.a_shape[:-1]

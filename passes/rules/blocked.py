@@ -24,8 +24,8 @@ _SAFE_UNARY = (
     "Abs", "Clip", "Celu", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish",
     "Neg", "Relu", "Selu", "Sigmoid", "Sign", "Softplus", "Softsign", "Tanh", "ThresholdedRelu",
 )  # fmt: skip
-# With a scale and a zero point for all channels these are unary as well.
-_SAFE_UNARY += (
+# Unary where the scale and the zero point are the same for all channels.
+_SAFE_QUANTIZED = (
     "Cast", "DequantizeLinear", "QuantizeLinear", "whitebox.Centre", "whitebox.Saturate",
 )  # fmt: skip
 _SAFE_BINARY = ("Add", "Sub", "Mul", "Max", "Min", "PRelu")
@@ -138,7 +138,7 @@ def _blocked_source(node: Node | None) -> Node | None:
     return node.inputs[0] if node is not None and node.op == "whitebox.Unpack" else None
 
 
-@rule(*_SAFE_UNARY)
+@rule(*_SAFE_UNARY, *_SAFE_QUANTIZED)
 def unary_below_unpack(node: Node) -> Node | None:
     """f(Unpack(x)) = Unpack(f(x))"""
     x = _blocked_source(node.inputs[0])
