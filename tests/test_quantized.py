@@ -22,6 +22,7 @@ import whitebox  # noqa: E402
 from whitebox.compiler.supported import lowerable  # noqa: E402
 from whitebox.compiler.target import Target, host_target  # noqa: E402
 from whitebox.compiler.worker import tvm_target  # noqa: E402
+from whitebox.errors import UnsupportedOperator  # noqa: E402
 from whitebox.ir import onnx_io, onnx_schema, ops  # noqa: E402
 from whitebox.ir.graph import Graph, Model, constant, input_node  # noqa: E402
 from whitebox.ir.types import TensorType  # noqa: E402
@@ -248,3 +249,58 @@ def test_quantised_regions_are_fused_around_integer_products(target: Target) -> 
 def test_a_target_without_integer_products_keeps_float32() -> None:
     graph = onnx_io.load(network("uint8", False))
     assert quantize(graph, integer_group=0) is graph
+
+
+CONTRIB = """
+<ir_version: 9, opset_import: ["" : 17, "com.microsoft" : 1]>
+agraph (float[1, 4, 6, 6] x) => (float[1, 5] y, float[1, 8] z)
+<float s = {0.02}, uint8 a = {110}, float t = {0.05}, uint8 b = {90},
+ float u = {0.004}, uint8 c = {0}, int64[2] flat = {1, 8}> {
+   q = QuantizeLinear(x, s, a)
+   added = com.microsoft.QLinearAdd(q, s, a, q, s, a, t, b)
+   product = com.microsoft.QLinearMul(q, s, a, added, t, b, t, b)
+   leaky = com.microsoft.QLinearLeakyRelu<alpha = 0.2>(product, t, b, t, b)
+   gate = com.microsoft.QLinearSigmoid(added, t, b, u, c)
+   joined = com.microsoft.QLinearConcat<axis = 1>(t, b, leaky, t, b, gate, u, c)
+   pooled = com.microsoft.QLinearAveragePool<kernel_shape = [2, 2]>(joined, t, b, t, b)
+   mean = com.microsoft.QLinearGlobalAveragePool(pooled, t, b, s, a)
+   row = Reshape(mean, flat)
+   soft = com.microsoft.QLinearSoftmax<axis = 1, opset = 17>(row, s, a, u, c)
+   z = DequantizeLinear(soft, u, c)
+   y = com.microsoft.QGemm<transB = 1>(row, s, a, w, v, d, bias)
+}
+"""
+
+
+def test_onnxruntimes_own_operators_mean_what_they_do_there() -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    model = onnx.parser.parse_model(CONTRIB)
+    random = np.random.default_rng(3)
+    arrays = {
+        "w": random.integers(-127, 128, (5, 8)).astype(np.int8),
+        "v": np.float32(0.01),
+        "d": np.int8(0),
+        "bias": random.integers(-999, 999, 5).astype(np.int32),
+    }
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value), name) for name, value in arrays.items()
+    )
+    x = random.uniform(-2, 2, (1, 4, 6, 6)).astype(np.float32)
+    exact = runtime.SessionOptions()
+    exact.add_session_config_entry("session.x64quantprecision", "1")
+    session = runtime.InferenceSession(
+        model.SerializeToString(), exact, providers=["CPUExecutionProvider"]
+    )
+    want = session.run(None, {"x": x})
+    got = onnx_schema.evaluate_graph(onnx_io.load(model), [x])
+    # One step of the integers before: 0.02 in five products with weights up to 1.27.
+    np.testing.assert_allclose(got["y"], want[0], atol=0.06)
+    np.testing.assert_allclose(got["z"], want[1], atol=0.005)
+
+
+def test_unknown_attributes_of_onnxruntimes_operators_are_refused() -> None:
+    text = CONTRIB.replace(
+        "QLinearGlobalAveragePool(", "QLinearGlobalAveragePool<channels_last = 1>("
+    )
+    with pytest.raises(UnsupportedOperator, match="channels_last"):
+        onnx_io.load(onnx.parser.parse_model(text))

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from whitebox.errors import InvalidModel, UnsupportedOperator
-from whitebox.ir import onnx_schema, ops
+from whitebox.ir import onnx_contrib, onnx_schema, ops
 from whitebox.ir.graph import INPUT, Graph, Model, Node, Tensor, constant, input_node, output
 from whitebox.ir.onnx_checks import check_attributes, opsets_of, unsupported
 from whitebox.ir.onnx_proto import plain_attribute, text, type_of_proto
@@ -130,6 +130,9 @@ class Importer:
             attrs = self._attributes(op, attributes, inputs, scope)
             node = ops.make(op, inputs, attrs, outputs=n_outputs)
             return [output(node, index) for index in range(n_outputs)]
+        if domain == onnx_contrib.DOMAIN and proto.op_type in onnx_contrib.CONTRIB:
+            attrs = self._attributes(op, attributes, inputs, scope)
+            return (onnx_contrib.expand(proto.op_type, inputs, attrs),)
         opset = scope.opsets.get(domain, 0)
         if not opset or onnx_schema.form(op, opset) is None:
             raise unsupported(domain, text(proto.op_type), scope.opsets)
