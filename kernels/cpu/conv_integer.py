@@ -82,16 +82,14 @@ class IntegerConv2d:
             columns=columns,
             out_blocks=self.out_blocks,
             taps=self._groups * prod(self.windows.kernel),
-            read_vectors=prod(self.x_shape) // self.dot.lanes,
-            copied=any(self.windows.pads),
-            overlapping=False,
+            ragged_copy=0 if any(self.windows.pads) else prod(self.x_shape) // self.dot.lanes,
         )
         lanes, threads = self.dot.lanes, self.threads
         # One register more than for floats: a product is added by an instruction of its own.
         registers = 31 if lanes == 16 else 15
         fit = [
             tile
-            for tile in register_tiles(lanes, overlapping=False)
+            for tile in register_tiles(extents, lanes)
             if tile.columns * tile.vectors + tile.vectors + 1 <= registers
         ]
         return sorted(
