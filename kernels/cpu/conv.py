@@ -30,15 +30,15 @@ from whitebox.kernels.cpu.conv_tiling import (
     Extents,
     Tile,
     ceil_div,
+    chunk_sizes,
     cycles,
+    positions_cycles,
     ranked_tiles,
+    traffic_cycles,
 )
 
 # Reducing fewer channels than this at a time costs more in loop overhead than zero channels do.
 _LEAST_CHANNEL_STEP = 4
-# Vectors of this many lanes come with 32 registers: their tiles have more columns than a core has
-# registers for addresses.
-_WIDE = 16
 _ALTERNATIVES = 8
 
 
@@ -47,7 +47,9 @@ class Conv2d:
     """Parameters of one blocked convolution kernel.
 
     `in_channels` is how many input channels are reduced over; in NCHWc it may be smaller than the
-    stored, zero-padded count. `flat` joins H and W.
+    stored, zero-padded count. `flat` joins H and W. Threads share out channel tiles or, where
+    `chunk` is not 0, chunks of so many column tiles (rows, if not joined): they then read mostly
+    what they wrote themselves, but all weights each.
     """
 
     x_shape: tuple[int, ...]
@@ -61,6 +63,7 @@ class Conv2d:
     in_channels: int
     tile: Tile
     flat: bool
+    chunk: int
 
     @classmethod
     def default(
@@ -94,8 +97,9 @@ class Conv2d:
             in_channels=channels,
             tile=Tile(1, 1),
             flat=False,
+            chunk=0,
         )
-        return min(untiled._candidates(1), key=Conv2d._cycles)
+        return min(untiled._candidates(_ALTERNATIVES), key=Conv2d._cycles)
 
     def alternatives(self) -> tuple[Conv2d, ...]:
         """The templates with the next best tiles, for measuring which is really the best."""
@@ -105,14 +109,29 @@ class Conv2d:
     def _candidates(self, most: int) -> list[Conv2d]:
         """Templates with the best tiles for joined and for separate rows."""
         candidates = []
-        for flat in (True, False) if self.lanes < _WIDE or self._pointwise else (False,):
-            shaped = replace(self, flat=flat)
-            tiles = ranked_tiles(shaped._extents, self.lanes, self.threads, most)
-            candidates += [replace(shaped, tile=tile) for tile in tiles]
+        for flat in (True, False) if self.lanes < conv_stages.WIDE or self._pointwise else (False,):
+            shaped = replace(self, flat=flat, chunk=0)
+            for tile in ranked_tiles(shaped._extents, self.lanes, self.threads, most):
+                tiled = replace(shaped, tile=tile)
+                candidates += [tiled, *(replace(tiled, chunk=n) for n in tiled._chunks())]
         return candidates
 
+    def _chunks(self) -> list[int]:
+        # (not tried on wide vectors)
+        if self.lanes >= conv_stages.WIDE:
+            return []
+        return chunk_sizes(self._extents, self.tile, self.x_shape[0], self.threads)
+
     def _cycles(self) -> float:
-        return cycles(self._extents, self.tile, self.lanes, self.threads)
+        extents, images = self._extents, self.x_shape[0]
+        if self.lanes >= conv_stages.WIDE:
+            return cycles(extents, self.tile, self.lanes, self.threads)
+        fetched = traffic_cycles(extents, self.tile, bool(self.chunk), self.lanes, self.threads)
+        if not self.chunk:
+            return cycles(extents, self.tile, self.lanes, self.threads) + fetched
+        return fetched + positions_cycles(
+            extents, self.tile, self.chunk, images, self.lanes, self.threads
+        )
 
     @property
     def _extents(self) -> Extents:
@@ -126,12 +145,13 @@ class Conv2d:
             ragged_copy=0 if copied else prod(self.x_shape) // self.lanes,
             overlapping=not (self.blocked or self.flat) and self.kernel[1] > self.strides[1],
             gathered=self._gathered,
+            read_bytes=4 * prod(self.x_shape),
         )
 
     @property
     def _gathered(self) -> bool:
         """Whether each column of a tile has an address of its own."""
-        return self.flat and self.lanes < _WIDE
+        return self.flat and self.lanes < conv_stages.WIDE
 
     @property
     def _pointwise(self) -> bool:
@@ -184,7 +204,8 @@ class Conv2d:
 
         (sh, sw), (dh, dw), (oh, ow) = self.strides, self.dilations, self.out_size
         columns = oh * ow if self.flat else ow
-        full = ceil_div(columns, self.tile.columns) * self.tile.columns
+        step = self.tile.columns * (self.chunk or 1 if self.flat else 1)
+        full = ceil_div(columns, step) * step
         one_row = self.flat and full > columns and not self._gathered
         x = self._in_one_row(x, full) if one_row else self._with_border(x)
         kh = te.reduce_axis((0, self.kernel[0]), "kh")
@@ -287,35 +308,48 @@ class Conv2d:
         own = ("conv_acc", "conv_pad")
         result = conv_stages.inline_around(sch, own, staged=("conv_acc",), threads=self.threads)
         if "conv_pad" in conv_stages.blocks(sch):
-            conv_stages.copy_rows(sch, sch.get_sblock("conv_pad"), self.lanes, self.threads)
+            copy = sch.get_sblock("conv_pad")
+            conv_stages.copy_rows(sch, copy, self.lanes, self.threads, by_row=self.chunk > 0)
         if self.flat:
             width = self.out_size[1]
             sch.transform_block_layout(result, lambda n, o, h, w, c: (n, o, h * width + w, c))
-        n, o, *spatial, c = sch.get_loops(result)
-        outer_o, v = sch.split(o, [None, self.tile.vectors])
-        tiles, i = sch.split(spatial[-1], [None, self.tile.columns])
-        sch.reorder(n, outer_o, *spatial[:-1], tiles, v, i, c)
         acc = sch.get_sblock("conv_acc")
         sch.set_scope(acc, 0, "local")
+        shared_out, tiles, v, i, c = self._tile(sch, result)
         sch.compute_at(acc, tiles, preserve_unit_loops=True)
-        self._parallelise(sch, [n, outer_o, *spatial[:-1]], tiles)
+        taps = self.in_channels * prod(self.kernel)
+        multiply_adds = self.x_shape[0] * self._full_blocks * prod(self.out_size) * taps
+        conv_stages.parallel(sch, shared_out, multiply_adds, self.threads)
         sch.vectorize(c)
         if conv_stages.unrolled_fits(sch, result, self.tile.vectors * self.tile.columns):
             sch.unroll(v)
             sch.unroll(i)
         self._schedule_reduction(sch, acc)
 
-    def _parallelise(self, sch: Any, outer: list[Any], tiles: Any) -> None:
-        """Parallel over the outer loops, and over column tiles too where that balances better."""
-        oh, ow = self.out_size
-        taps = self.in_channels * self.kernel[0] * self.kernel[1]
-        multiply_adds = self.x_shape[0] * self._full_blocks * oh * ow * taps
-        units = 1
-        for loop in outer:
-            units *= int(sch.get(loop).extent)
+    def _tile(self, sch: Any, result: Any) -> tuple[list[Any], Any, Any, Any, Any]:
+        """The loops that threads share out, then those over tiles and within one."""
+        n, o, *spatial, c = sch.get_loops(result)
+        outer_o, v = sch.split(o, [None, self.tile.vectors])
+        if not self.chunk:
+            rows = spatial[:-1]
+            tiles, i = sch.split(spatial[-1], [None, self.tile.columns])
+            sch.reorder(n, outer_o, *rows, tiles, v, i, c)
+            return self._balanced(sch, [n, outer_o, *rows], tiles), tiles, v, i, c
+        if self.flat:
+            chunks, tiles, i = sch.split(spatial[0], [None, self.chunk, self.tile.columns])
+            sch.reorder(n, chunks, outer_o, tiles, v, i, c)
+        else:
+            chunks, row = sch.split(spatial[0], [None, self.chunk])
+            tiles, i = sch.split(spatial[1], [None, self.tile.columns])
+            sch.reorder(n, chunks, outer_o, row, tiles, v, i, c)
+        return [n, chunks], tiles, v, i, c
+
+    def _balanced(self, sch: Any, outer: list[Any], tiles: Any) -> list[Any]:
+        """The outer loops, and the one over column tiles too where that balances better."""
+        units = prod(int(sch.get(loop).extent) for loop in outer)
         if self.flat or (units % self.threads and units < 16 * self.threads):
-            outer = [*outer, tiles]
-        conv_stages.parallel(sch, outer, multiply_adds, self.threads)
+            return [*outer, tiles]
+        return outer
 
     def _schedule_reduction(self, sch: Any, acc: Any) -> None:
         *spatial, group, kh, kw, step = sch.get_loops(acc)

@@ -14,6 +14,8 @@ from typing import Any
 # Waking the thread pool takes about 7 us; two threads gain as much on about this many cycles.
 _PARALLEL_WORTH_CYCLES = 50_000
 _COPY_CYCLES_PER_VECTOR = 5
+# Vectors of this many lanes come with 32 registers, in cores with large caches of their own.
+WIDE = 16
 
 # Write-out code of more vector instructions than this stays a loop: unrolled, it would dominate
 # the compile time while the reduction dominates the run time.
@@ -106,8 +108,8 @@ def unrolled_fits(sch: Any, block: Any, copies: int) -> bool:
     return operations(sch.get(block).body.value) * copies <= _UNROLLED_EPILOGUE_OPERATIONS
 
 
-def copy_rows(sch: Any, block: Any, lanes: int, threads: int) -> None:
-    """Schedule a padded copy whose last dimension is a row or a channel vector.
+def copy_rows(sch: Any, block: Any, lanes: int, threads: int, by_row: bool = False) -> None:
+    """Schedule a padded copy `[N, C, H, W]` or `[N, C/c, H, W, c]`.
 
     Rows of single elements are first cleared and then filled: a test per element would not
     vectorise. Channel vectors are tested one by one, which costs less than clearing them twice.
@@ -117,6 +119,10 @@ def copy_rows(sch: Any, block: Any, lanes: int, threads: int) -> None:
     if int(sch.get(loops[-1]).extent) == lanes:
         sch.vectorize(loops[-1])
         outer = loops[:-2]
+        if by_row:
+            n, channel, row = outer
+            sch.reorder(n, row, channel)
+            outer = [n, row]
     else:
         fill_rows(sch, block, lanes)
         outer = loops[:-1]
@@ -152,8 +158,10 @@ def schedule_windows(
     n, o, h, w, c = sch.get_loops(result)
     bands, row = sch.split(h, [None, band])
     tiles, i = sch.split(w, [None, columns])
-    sch.reorder(n, o, bands, row, tiles, i, c)
-    outer = sch.fuse(n, o, bands)
+    # Threads share out what the convolutions around share out: rows, or channels on wide vectors.
+    order = (n, o, bands) if int(sch.get(c).extent) >= WIDE else (n, bands, o)
+    sch.reorder(*order, row, tiles, i, c)
+    outer = sch.fuse(*order)
     sch.set_scope(accumulator, 0, "local")
     sch.compute_at(accumulator, tiles, preserve_unit_loops=True)
     if copy in blocks(sch):
