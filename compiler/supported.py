@@ -29,8 +29,12 @@ NARROW_WEIGHTS = frozenset(
     {"whitebox.Conv", "whitebox.ConvBf16", "whitebox.MatMul", "whitebox.MatMulBf16"}
 )
 
-# Templates on integers.
-INTEGER_OPS = frozenset({"whitebox.ConvInteger", "whitebox.MatMulInteger", "whitebox.MaxPool"})
+# Templates that take integers as well, or nothing else.
+INTEGER_OPS = frozenset(
+    """
+    whitebox.ConvInteger whitebox.DepthwiseConv whitebox.MatMulInteger whitebox.MaxPool
+    """.split()
+)
 
 OPS = frozenset(
     """

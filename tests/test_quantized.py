@@ -246,6 +246,16 @@ def test_quantised_regions_are_fused_around_integer_products(target: Target) -> 
     assert sum(not any(name in each for name in kernels) for each in labels) == 1
 
 
+def test_words_are_stored_once_and_read_by_all() -> None:
+    graph = optimize(onnx_io.load(network("uint8", True)), passes_for(HOST, lowerable))
+    bodies = [node.attr("body") for node in graph.nodes if node.op == "whitebox.Fused"]
+    nodes = [node for body in bodies for node in body.nodes if node.op.startswith("whitebox.")]
+    readers = [n for n in nodes if n.op in ("whitebox.ConvInteger", "whitebox.DepthwiseConv")]
+    assert len(readers) == 5
+    assert all(node.inputs[0] is not None for node in readers)
+    assert {node.inputs[0].tensor.dtype for node in readers} == {"int16"}
+
+
 def test_a_target_without_integer_products_keeps_float32() -> None:
     graph = onnx_io.load(network("uint8", False))
     assert quantize(graph, integer_group=0) is graph

@@ -123,7 +123,7 @@ def _winograd_conv(node: Node, target: Target) -> Any:
     )  # fmt: skip
 
 
-@_template("whitebox.DepthwiseConv")
+@_integer_template("whitebox.DepthwiseConv")
 def _depthwise(node: Node, target: Target) -> Any:
     strides, pads, dilations = window(node, 2)
     return DepthwiseConv2d.default(

@@ -1,7 +1,8 @@
 """Depthwise convolution on channel-blocked data: `whitebox.DepthwiseConv`.
 
-In: X `[N, C/c, H, W, c]`, W `[C/c, KH, KW, c]`, optionally B `[C/c, 1, 1, c]`. Out: NCHWc
-`[N, C/c, OH, OW, c]`. It takes every kernel, stride, padding and dilation; its loop nest is
+In: X `[N, C/c, H, W, c]` (of integers too, which are widened as they are copied), W
+`[C/c, KH, KW, c]`, optionally B `[C/c, 1, 1, c]`. Out: NCHWc `[N, C/c, OH, OW, c]`. It takes every
+kernel, stride, padding and dilation; its loop nest is
 
     parallel n, channel block, band of rows:
         conv_pad:  padded copy of the input rows of the band, small enough to stay in cache
@@ -65,6 +66,9 @@ class DepthwiseConv2d:
 
         win = self.windows
         (sh, sw), (dh, dw) = win.strides, win.dilations
+        if str(x.dtype) != "float32":
+            integers = x
+            x = te.compute(x.shape, lambda *i: integers(*i).astype("float32"), name="conv_widen")
         x = win.padded(x, self.columns, 0.0, name="conv_pad")
         oh, ow = win.out_size
         kh = te.reduce_axis((0, win.kernel[0]), "kh")

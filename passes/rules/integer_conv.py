@@ -37,7 +37,12 @@ def integer_conv_rules(lanes: int, group: int) -> tuple[Rule, ...]:
 
     if group == GROUPS["int8"]:
         return (conv_integer_to_blocked,)
-    return (conv_integer_to_blocked, dequantize_centred, centre_before_movement)
+    return (
+        conv_integer_to_blocked,
+        dequantize_centred,
+        centre_before_movement,
+        depthwise_of_integers,
+    )
 
 
 def takes_integers(conv: Node) -> bool:
@@ -149,3 +154,18 @@ def centre_before_movement(node: Node) -> Node | None:
     if source.op == "Concat":
         return ops.rebuild(source, [ops.rebuild(node, (x, zero)) for x in source.inputs])
     return None
+
+
+@rule("whitebox.DepthwiseConv")
+def depthwise_of_integers(node: Node) -> Node | None:
+    """DepthwiseConv(Cast(x) · s, W, b) = DepthwiseConv(x, W · s, b), which reads int16 data"""
+    source, weight, *bias = node.inputs
+    if source is None or source.op != "Mul" or weight is None:
+        return None
+    data, scale = source.inputs
+    if data is None or scale is None or data.op != "Cast" or scale.tensor.size != 1:
+        return None
+    if not known(scale) or data.inputs[0] is None or data.inputs[0].tensor.dtype != "int16":
+        return None
+    scaled = ops.node("Mul", weight, reshape(scale, ()))
+    return ops.rebuild(node, (data.inputs[0], scaled, *bias))

@@ -211,6 +211,13 @@ def _divided(x: Node, scale: Node) -> Node | None:
             parts = [_term_divided(each, scale) for each in x.inputs]
             if all(part is not None for part in parts):
                 return ops.rebuild(x, parts)
+        case "Conv":
+            data, *parameters = x.inputs
+            if all(each is None or known(each) for each in parameters):
+                moved = (
+                    None if each is None else ops.node("Div", each, scale) for each in parameters
+                )
+                return ops.rebuild(x, (data, *moved))
         case "DequantizeLinear":
             found = Dequantized.of(x)
             if found is not None and found.per_tensor:

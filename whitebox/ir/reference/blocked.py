@@ -63,7 +63,7 @@ def _depthwise_conv(node: Node, values: Values) -> Any:
     blocks, kh, kw, block = weight.shape
     plain = weight.transpose(0, 3, 1, 2).reshape(blocks * block, 1, kh, kw)
     flat = None if bias is None else bias.reshape(-1)
-    data = from_blocked(x)
+    data = from_blocked(x).astype(weight.dtype)
     return to_blocked(convolve(data, plain, flat, {**node.attrs, "group": data.shape[1]}), block)
 
 

@@ -53,7 +53,7 @@ def _depthwise_conv(call: Call) -> TensorType:
     if call.tensor(1).dims[0] != channel_blocks:
         raise Misfit(f"{channel_blocks} blocks of channels meet {call.tensor(1).dims[0]} filters")
     dims = (n, channel_blocks, *window_dims((h, w), call.attrs), block)
-    return TensorType(call.dtype(0), dims)
+    return TensorType(call.dtype(1), dims)
 
 
 @rule("whitebox.MaxPool", "whitebox.AveragePool")
