@@ -187,6 +187,45 @@ def _run_operators(
 
 
 @app.command()
+def throughput(
+    models: Annotated[
+        str, typer.Option(help="Comma-separated names; 'light' means the light_* models.")
+    ] = "ppocr-cls,mtcnn-onet,light_squeezenet,light_resnet50",
+    clients: Annotated[str, typer.Option(help="Comma-separated numbers of clients.")] = "1,2,4,8",
+    threads: Annotated[int, typer.Option(min=1, help="Threads each engine may use.")] = 2,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Seconds a figure.")] = 2.0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything measured to this file.")
+    ] = None,
+) -> None:
+    """Requests per second and latency when several clients ask at once, in this process.
+
+    A closed loop. Whitebox is compared with itself one request at a time, and with onnxruntime on
+    all cores a call and on one core a call.
+
+    \b
+    Examples:
+      python -m benchmarks throughput
+      python -m benchmarks throughput --models magika --clients 1,16
+    """
+    os.environ["WHITEBOX_THREADS"] = str(threads)
+    from benchmarks.report import provenance
+    from benchmarks.throughput import measure
+
+    rows = []
+    counts = [int(count) for count in clients.split(",")]
+    for row in measure(_names(models), counts, threads, seconds):
+        rows.append(row)
+        typer.echo(
+            f"{row.model:18} {row.clients:2} clients  {row.engine:30} "
+            f"{row.requests_per_s:9.1f}/s  p50 {row.p50_ms:8.2f} ms  p99 {row.p99_ms:8.2f} ms"
+        )
+    if json_file is not None:
+        made = {**provenance(), "rows": [row.to_dict() for row in rows]}
+        json_file.write_text(json.dumps(made, indent=2) + "\n")
+
+
+@app.command()
 def models(
     fetch: Annotated[bool, typer.Option(help="Fetch every model now.")] = False,
 ) -> None:

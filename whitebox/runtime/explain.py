@@ -18,6 +18,7 @@ from whitebox.runtime.served import ServedModel, default_shapes
 
 if TYPE_CHECKING:
     from whitebox.registry.records import ModelRecord
+    from whitebox.runtime.device import Arena
     from whitebox.runtime.engine import Engine
     from whitebox.runtime.prepare import Preparer
 
@@ -146,8 +147,8 @@ class _Profiled:
     def __init__(self, executable: Any) -> None:
         self._executable = executable
 
-    def run(self, inputs: Any) -> list[float]:
-        seconds: list[float] = self._executable.profile(inputs)
+    def run(self, inputs: Any, arena: Arena) -> list[float]:
+        seconds: list[float] = self._executable.profile(inputs, arena)
         return seconds
 
 

@@ -13,7 +13,7 @@ import sys
 import threading
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -96,7 +96,7 @@ def _session(threads: int) -> Any:
     # The pool would pin its workers, on top of other processes' workers.
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     with without_torch():
-        import tvm_ffi  # noqa: F401  (its library must come first)
+        import tvm_ffi  # (its library must come first)
 
     spec = importlib.util.find_spec("tvm")
     if spec is None or spec.origin is None:
@@ -105,7 +105,37 @@ def _session(threads: int) -> Any:
     ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
     from tvm_ffi_orcjit import ExecutionSession
 
+    _Pool.default = int(os.environ["TVM_NUM_THREADS"])
+    _Pool.configure = tvm_ffi.get_global_func("runtime.config_threadpool")
     return ExecutionSession()
+
+
+class _Pool(threading.local):
+    """TVM's thread pool of the calling thread: how many of its threads a kernel uses."""
+
+    configure: ClassVar[Any] = None  # there once TVM is loaded
+    default: ClassVar[int] = 0
+    threads = 0  # 0: never said, so as many as by default
+
+
+_pool = _Pool()
+
+
+def use_threads(count: int, most: int) -> None:
+    """Have the kernels that this thread calls from now on share their loops among `count` threads.
+
+    TVM makes each thread a pool as large as it first needs: `most` is what will ever be asked for.
+    Does nothing before a kernel is loaded.
+    """
+    known = _pool.threads or _pool.default
+    if known == count or _pool.configure is None:
+        return
+    big_cores = 1
+    if not _pool.threads and most > count:
+        _pool.configure(big_cores, most, ["0"] * most)
+    # (of the list of cores only the length counts, as threads are not bound to cores)
+    _pool.configure(big_cores, count, ["0"] * count)
+    _pool.threads = count
 
 
 class KernelLibrary:

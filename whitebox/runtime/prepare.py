@@ -24,6 +24,7 @@ from whitebox.errors import InvalidInput
 from whitebox.ir import onnx_schema
 from whitebox.ir.graph import Graph, Tensor
 from whitebox.passes import PRECISIONS, PassReport, optimize, passes_for, specialize
+from whitebox.runtime.device import Arena
 from whitebox.runtime.engine import Engine, Runnable
 from whitebox.runtime.executable import Executable
 from whitebox.runtime.native import KernelLibrary
@@ -67,7 +68,7 @@ class HostExecutable:
         self.graph = graph
         self.reason = reason
 
-    def run(self, inputs: Sequence[Any]) -> list[Any]:
+    def run(self, inputs: Sequence[Any], arena: Arena) -> list[Any]:
         """The outputs for the inputs, in order."""
         return list(onnx_schema.evaluate_graph(self.graph, list(inputs)).values())
 
@@ -125,7 +126,7 @@ class Preparer:
             return HostExecutable(graph, "a shape inside depends on the data"), report
         values = self.parameters.resolve(give_weights(parameter_graph(plan), model.weights))
         interpret = self.library.function(self.builder.interpreter())
-        executable = Executable(plan, values, self.library.function, interpret, engine.arena)
+        executable = Executable(plan, values, self.library.function, interpret, engine.device)
         return executable, report
 
     def _plan_path(self, model: Structured, shapes: Shapes) -> Path:

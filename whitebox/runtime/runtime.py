@@ -56,7 +56,7 @@ class Runtime:
         self.target = host_target(threads)
         parameters = ParameterStore(self.registry, self.target.threads)
         self.preparer = Preparer(self.target, self.home, parameters)
-        self.engine = Engine()
+        self.engine = Engine(self.target.threads)
         self._served: dict[tuple[str, int], ServedModel] = {}
         self._newest: dict[str, ServedModel] = {}  # by name, what `_serve` found
         self._lock = threading.Lock()
@@ -281,7 +281,7 @@ class Runtime:
             "models_loaded": len(self._served),
             "kernels_loaded": len(self.preparer.library),
             "kernels_compiled": self.preparer.builder.compiled_total,
-            "arena_bytes": self.engine.arena.nbytes,
+            "arena_bytes": self.engine.arena_bytes,
             "queued_requests": self.engine.queued,
             "llvm_loaded": llvm_loaded(),
         }

@@ -144,7 +144,7 @@ class ServedModel:
             with self._lock:
                 self._executables[key] = executable
                 if isinstance(executable, Executable) and executable.is_plain:
-                    self._quick.add(key, executable.plain_call(engine.busy))
+                    self._quick.add(key, executable.plain_call(engine))
                 while len(self._executables) > MAX_SHAPES:
                     oldest, _ = self._executables.popitem(last=False)
                     self._quick.remove(oldest)

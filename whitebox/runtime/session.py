@@ -62,7 +62,8 @@ def get_available_providers() -> list[str]:
 @cache
 def _shared(home: Path, threads: int) -> tuple[Preparer, Engine]:
     """Sessions of one process share kernels, parameters and the engine."""
-    return Preparer(host_target(threads), home, ParameterStore(threads=threads)), Engine()
+    preparer = Preparer(host_target(threads), home, ParameterStore(threads=threads))
+    return preparer, Engine(threads)
 
 
 class InferenceSession:

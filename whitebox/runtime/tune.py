@@ -18,6 +18,7 @@ from whitebox.compiler.cache import kernel_key
 from whitebox.errors import CompileError, InvalidInput
 from whitebox.ir.graph import Graph
 from whitebox.passes.fuse import body_label
+from whitebox.runtime.device import Arena
 from whitebox.runtime.engine import Engine
 from whitebox.runtime.executable import Executable
 from whitebox.runtime.prepare import Preparer
@@ -91,8 +92,8 @@ class _Hottest:
     def __init__(self, executable: Executable) -> None:
         self._executable = executable
 
-    def run(self, inputs: Sequence[Any]) -> list[int]:
-        seconds = self._executable.profile(inputs)
+    def run(self, inputs: Sequence[Any], arena: Arena) -> list[int]:
+        seconds = self._executable.profile(inputs, arena)
         totals: dict[str, float] = {}
         first: dict[str, int] = {}
         for number, step in enumerate(self._executable.plan.steps):
@@ -108,9 +109,9 @@ class _Race:
     def __init__(self, executable: Executable, step: int, functions: Sequence[Any]) -> None:
         self._executable, self._step, self._functions = executable, step, functions
 
-    def run(self, inputs: Sequence[Any]) -> list[float]:
+    def run(self, inputs: Sequence[Any], arena: Arena) -> list[float]:
         rounds = [
-            self._executable.time_step(inputs, self._step, self._functions, CALLS)
+            self._executable.time_step(inputs, arena, self._step, self._functions, CALLS)
             for _ in range(ROUNDS)
         ]
         return [float(seconds) for seconds in np.median(rounds, axis=0)]
