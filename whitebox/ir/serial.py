@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
 
 from whitebox.errors import StorageError
-from whitebox.ir.graph import Graph, Model, Node, Tensor, string_bytes, topological
+from whitebox.ir.graph import (
+    WEIGHT,
+    Graph,
+    Model,
+    Node,
+    Tensor,
+    constant,
+    string_bytes,
+    topological,
+)
 from whitebox.ir.types import (
     MapType,
     OptionalType,
@@ -40,9 +49,10 @@ def encode(graph: Graph, inline_limit: int = 1024) -> bytes:
     return _HEADER.pack(_MAGIC, VERSION, _checksum(payload)) + payload
 
 
-def decode(data: bytes, tensor: Fetch) -> Graph:
+def decode(data: bytes, tensor: Fetch, weights: Sequence[Tensor] | None = None) -> Graph:
     """The graph that `encode` wrote; `tensor` supplies the constants that are not inside.
 
+    `weights`, where given, are put in the place of the graph's Weight placeholders.
     Raises StorageError when the data is damaged or of a newer version.
     """
     payload = data[_HEADER.size :]
@@ -56,7 +66,7 @@ def decode(data: bytes, tensor: Fetch) -> Graph:
             f"a stored graph has version {version} and this program reads {VERSION}; "
             "register the model again"
         )
-    return _graph_in(msgspec.msgpack.decode(payload), tensor)
+    return _graph_in(msgspec.msgpack.decode(payload), tensor, weights)
 
 
 def _checksum(payload: bytes) -> bytes:
@@ -89,9 +99,12 @@ def _node_out(node: Node, place: Mapping[Node, int], limit: int) -> list[Any]:
     return [node.op, inputs, attrs, [_type_out(type) for type in node.types], node.version]
 
 
-def _graph_in(stored: list[Any], fetch: Fetch) -> Graph:
+def _graph_in(stored: list[Any], fetch: Fetch, weights: Sequence[Tensor] | None = None) -> Graph:
     nodes: list[Node] = []
     for op, inputs, attrs, types, version in stored[0]:
+        if op == WEIGHT and weights is not None:
+            nodes.append(constant(weights[attrs["position"]]))
+            continue
         nodes.append(
             Node.make(
                 op,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -56,13 +56,8 @@ class ParameterStore:
         """The value of each output of a graph that consists of constant expressions."""
         roots = [node for _, node in graph.model.outputs]
         with self._lock:
-            known: dict[Node, np.ndarray] = {}
-            for node in dict.fromkeys(roots):
-                array = self._find(node)
-                if array is not None:
-                    known[node] = array
-            missing = [node for node in dict.fromkeys(roots) if node not in known]
-            fresh = self._evaluate(missing)
+            known = self._each(self._find, dict.fromkeys(roots))
+            fresh = self._each(_value, [node for node in dict.fromkeys(roots) if node not in known])
             known.update(fresh)
             self._keep(fresh)
             for node, array in known.items():
@@ -77,12 +72,15 @@ class ParameterStore:
             array = self._derived.get_derived(node.digest)
         return array
 
-    def _evaluate(self, roots: Sequence[Node]) -> dict[Node, np.ndarray]:
-        """The values of constant expressions. numpy lets threads run while it computes."""
-        if len(roots) < 2 or self._threads < 2:
-            return dict(zip(roots, map(_value, roots), strict=True))
+    def _each(
+        self, find: Callable[[Node], np.ndarray | None], nodes: Iterable[Node]
+    ) -> dict[Node, np.ndarray]:
+        """What is found for the nodes. numpy and checksums let threads run meanwhile."""
+        wanted = list(nodes)
+        if len(wanted) < 2 or self._threads < 2:
+            return _present(wanted, map(find, wanted))
         with ThreadPoolExecutor(self._threads, thread_name_prefix="parameters") as pool:
-            return dict(zip(roots, pool.map(_value, roots), strict=True))
+            return _present(wanted, pool.map(find, wanted))
 
     def _keep(self, fresh: dict[Node, np.ndarray]) -> None:
         """Have what was expensive written, in the background."""
@@ -107,6 +105,11 @@ class ParameterStore:
             writers = self._writers
         for writer in writers:
             writer.join()
+
+
+def _present(nodes: Sequence[Node], arrays: Iterable[np.ndarray | None]) -> dict[Node, np.ndarray]:
+    pairs = zip(nodes, arrays, strict=True)
+    return {node: array for node, array in pairs if array is not None}
 
 
 def _is_large(node: Node) -> bool:

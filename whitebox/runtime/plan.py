@@ -94,13 +94,13 @@ def decode_plan(data: bytes) -> Plan:
     return msgspec.msgpack.decode(data, type=Plan)
 
 
-def parameter_graph(plan: Plan) -> Graph:
-    """The parameters as a graph over Weight placeholders."""
+def parameter_graph(plan: Plan, weights: Sequence[Tensor]) -> Graph:
+    """The parameters of a model with these weights, as a graph of constant expressions."""
 
     def inline_only(digest: str, type: TensorType) -> Tensor:
         raise ValueError(f"the plan refers to the bytes {digest}, which it should hold")
 
-    return serial.decode(plan.parameters, inline_only)
+    return serial.decode(plan.parameters, inline_only, weights)
 
 
 @dataclass(frozen=True)

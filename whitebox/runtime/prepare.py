@@ -124,7 +124,7 @@ class Preparer:
         if plan is None:
             graph = specialize(give_weights(model.structure, model.weights), dict(shapes))
             return HostExecutable(graph, "a shape inside depends on the data"), report
-        values = self.parameters.resolve(give_weights(parameter_graph(plan), model.weights))
+        values = self.parameters.resolve(parameter_graph(plan, model.weights))
         interpret = self.library.function(self.builder.interpreter())
         executable = Executable(plan, values, self.library.function, interpret, engine.device)
         return executable, report
