@@ -50,11 +50,12 @@ class Frame:
         self._plan = bound.plan
         self._arena = arena
         self._arena_base = -1
-        functions = [
+        # The program refers to them by address only.
+        self._functions = [
             bound.functions[step.kernel] if step.kernel else self._host_function(step)
             for step in bound.plan.steps
         ]
-        self._program = Program(bound.plan, arena.device, bound.addresses, functions)
+        self._program = Program(bound.plan, arena.device, bound.addresses, self._functions)
         self._failure: Exception | None = None
         self._objects: list[Value] = [None] * bound.plan.objects
         self._inputs: Sequence[Value] = []
