@@ -50,6 +50,8 @@ def lower_precision(
 def _record_the_rest(graph: Graph, refusal: Callable[[Node], str | None]) -> None:
     """Say of each product that stays in float32 why it does."""
     for node in graph.nodes:
+        if node.is_constant_expression:
+            continue
         if node.op in ("whitebox.MatMul", "whitebox.Conv"):
             if narrow.weight_of(node).tensor.dtype == "float32":
                 reason = refusal(node) or "each weight serves many positions"
