@@ -47,7 +47,7 @@ def latency(
 
     All engines run in this process and take turns; medians are shown. Each answer is checked
     against onnxruntime's first (relative error under 1e-3; in bf16 under 0.1, and the cosine over
-    0.99). Models come from PyPI packages, kept under WHITEBOX_MODELS. Exits with 1 when Whitebox
+    0.999). Models come from PyPI packages, kept under WHITEBOX_MODELS. Exits with 1 when Whitebox
     fails on a model or answers wrongly.
 
     \b

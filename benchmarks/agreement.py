@@ -34,7 +34,7 @@ class Limit:
 
 # bf16 keeps 8 bits: an operand is off by up to 2⁻⁹, a sum of many by less, a network of many layers
 # by more again. Direction says more about such an answer than its worst element.
-LIMITS = MappingProxyType({"f32": Limit(LIMIT, 0.999), "bf16": Limit(0.1, 0.99)})
+LIMITS = MappingProxyType({"f32": Limit(LIMIT, 0.999), "bf16": Limit(0.1, 0.999)})
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:

@@ -18,9 +18,9 @@ _DTYPES = frozenset(
 # Only by a template, with one result; in float32, but for the products of integers.
 TEMPLATE_OPS = frozenset(
     """
-    ConvTranspose whitebox.AveragePool whitebox.Conv whitebox.ConvBf16 whitebox.ConvInteger
-    whitebox.DepthwiseConv whitebox.MatMul whitebox.MatMulBf16 whitebox.MatMulInteger
-    whitebox.MatMulTransposed whitebox.MaxPool whitebox.WinogradConv
+    ConvTranspose whitebox.AveragePool whitebox.BatchMatMulBf16 whitebox.Conv whitebox.ConvBf16
+    whitebox.ConvInteger whitebox.DepthwiseConv whitebox.MatMul whitebox.MatMulBf16
+    whitebox.MatMulInteger whitebox.MatMulTransposed whitebox.MaxPool whitebox.WinogradConv
     """.split()
 )
 

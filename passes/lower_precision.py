@@ -52,7 +52,7 @@ def _record_the_rest(graph: Graph, refusal: Callable[[Node], str | None]) -> Non
     for node in graph.nodes:
         if node.is_constant_expression:
             continue
-        if node.op in ("whitebox.MatMul", "whitebox.Conv"):
+        if node.op in _PRODUCTS:
             if narrow.weight_of(node).tensor.dtype == "float32":
                 reason = refusal(node) or "each weight serves many positions"
                 decide("left in float32", node, reason)
@@ -60,11 +60,9 @@ def _record_the_rest(graph: Graph, refusal: Callable[[Node], str | None]) -> Non
             decide("left in float32", node, _FLOAT32_ONLY[node.op])
 
 
-_COMPUTED = "both operands are computed: nothing is read in 16 bits"
+_PRODUCTS = ("MatMul", "whitebox.Conv", "whitebox.MatMul", "whitebox.MatMulTransposed")
 _FLOAT32_ONLY = {
-    "MatMul": _COMPUTED,
-    "Gemm": _COMPUTED,
-    "whitebox.MatMulTransposed": _COMPUTED,
+    "Gemm": "both operands are computed",
     "whitebox.WinogradConv": "rounded, transformed weights would be ten times as wrong",
     "whitebox.DepthwiseConv": "few weights serve many positions",
     "Conv": "no blocked form",

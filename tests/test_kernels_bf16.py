@@ -53,6 +53,8 @@ MATMULS = [
     ((1, 40), 200),
     ((33, 64), 33),
     ((64, 32), 32),
+    ((40, 16), 10),
+    ((17, 32), 20),
 ]
 
 
@@ -68,6 +70,39 @@ def test_matmul(target: Target, shape: tuple[int, ...], n: int) -> None:
     np.testing.assert_allclose(emulate(graph, target, a), expected, rtol=1e-5, atol=1e-5)
 
 
+PRODUCTS = [
+    ((2, 19, 40), (2, 40, 33), False),
+    ((2, 3, 16, 24), (2, 3, 50, 24), True),
+    ((40, 16), (16, 12), False),
+    ((1, 2, 33, 64), (1, 2, 64, 64), False),
+    ((3, 17, 16), (3, 5, 16), True),
+]
+
+
+@pytest.mark.parametrize("target", [TILES, PAIRS], ids=["tiles", "pairs"])
+@pytest.mark.parametrize(("left", "right", "transposed"), PRODUCTS)
+def test_products_of_computed_operands(
+    target: Target, left: tuple[int, ...], right: tuple[int, ...], transposed: bool
+) -> None:
+    a, b = (input_node(i, TensorType("float32", dims)) for i, dims in enumerate((left, right)))
+    perm = (*range(len(right) - 2), len(right) - 1, len(right) - 2)
+    product = ops.node("MatMul", a, ops.node("Transpose", b, perm=perm) if transposed else b)
+    scaled = ops.node("Mul", product, constant(np.float32(0.125)))
+    graph = fused(model_of(scaled, a, b), target, "bf16")
+    assert operators(graph).count("whitebox.BatchMatMulBf16") == 1
+    x, y = (RNG.standard_normal(dims).astype(np.float32) for dims in (left, right))
+    second = np.swapaxes(rounded(y), -1, -2) if transposed else rounded(y)
+    expected = rounded(x) @ second * np.float32(0.125)
+    np.testing.assert_allclose(emulate(graph, target, x, y), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_products_that_do_not_pay_for_packing_stay_in_float32() -> None:
+    for left, right in (((2, 3, 40), (2, 40, 33)), ((2, 19, 40), (1, 40, 33))):
+        a, b = (input_node(i, TensorType("float32", dims)) for i, dims in enumerate((left, right)))
+        graph = fused(model_of(ops.node("MatMul", a, b), a, b), TILES, "bf16")
+        assert "MatMul" in operators(graph)
+
+
 CONVOLUTIONS: list[tuple[tuple[int, ...], int, int, dict[str, Any]]] = [
     ((1, 32, 5, 7), 48, 3, {"pads": (1, 1, 1, 1)}),
     ((2, 64, 7, 7), 32, 1, {}),
@@ -76,6 +111,7 @@ CONVOLUTIONS: list[tuple[tuple[int, ...], int, int, dict[str, Any]]] = [
     ((1, 40, 8, 40), 64, 1, {"strides": (2, 2)}),
     ((1, 96, 3, 35), 24, 3, {"pads": (1, 0, 0, 1)}),
     ((1, 32, 1, 9), 16, 5, {"pads": (2, 2, 2, 2)}),
+    ((1, 32, 3, 17), 48, 1, {"strides": (2, 1)}),
 ]
 
 

@@ -61,12 +61,12 @@ def seeded(graph: Graph, seed: int = 0) -> list[np.ndarray]:
     return arrays
 
 
-def assert_same_values(graph: Graph, other: Graph) -> None:
+def assert_same_values(graph: Graph, other: Graph, tolerance: float = 2e-4) -> None:
     feeds = seeded(graph)
     expected = onnx_schema.evaluate_graph(graph, feeds)
     actual = onnx_schema.evaluate_graph(other, feeds)
     for name, value in expected.items():
-        np.testing.assert_allclose(actual[name], value, rtol=2e-4, atol=2e-4)
+        np.testing.assert_allclose(actual[name], value, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(("function", "before", "after"), pairs())
@@ -76,7 +76,9 @@ def test_pair(function: Pass, before: str, after: str) -> None:
     result = function(graph)
     assert fold(result) == expected, f"\n{result}\n  is not\n{expected}"
     verify(result)
-    assert_same_values(graph, result)
+    # bf16 keeps 8 bits of an operand.
+    lowered = isinstance(function, functools.partial)
+    assert_same_values(graph, result, 5e-2 if lowered else 2e-4)
 
 
 def test_every_pass_with_rules_has_fixtures() -> None:

@@ -21,6 +21,7 @@ from whitebox.kernels.cpu.depthwise import DepthwiseConv2d
 from whitebox.kernels.cpu.dot_product import DotProduct
 from whitebox.kernels.cpu.gemm import BatchMatMul, Gemm, MatMul
 from whitebox.kernels.cpu.gemm_bf16 import Bf16MatMul
+from whitebox.kernels.cpu.gemm_bf16_batched import Bf16BatchMatMul
 from whitebox.kernels.cpu.gemm_integer import IntegerMatMul
 from whitebox.kernels.cpu.norm import Normalization
 from whitebox.kernels.cpu.pool import BlockedPool, PlainPool
@@ -164,6 +165,13 @@ def _packed_matmul(node: Node, target: Target) -> Any:
 def _matmul_bf16(node: Node, target: Target) -> Any:
     n, nt, pairs = node.attr("n"), node.attr("nt"), _dims(node, 1)[1]
     return Bf16MatMul.default(_dims(node, 0), n, nt, pairs, target.threads, target.bf16)
+
+
+@_template("whitebox.BatchMatMulBf16")
+def _batch_matmul_bf16(node: Node, target: Target) -> Any:
+    return Bf16BatchMatMul.default(
+        _dims(node, 0), _dims(node, 1), target.threads, target.bf16, bool(node.attr("transpose_b"))
+    )
 
 
 @_template("MatMul")

@@ -190,18 +190,31 @@ def _u32(number: int) -> Any:
 
 
 def write_out(
-    sch: Any, loop: Any, kind: str, product: Callable[[Sequence[Any], Sequence[Any]], TileProduct]
+    sch: Any,
+    loop: Any,
+    kind: str,
+    extents: Sequence[int],
+    product: Callable[[Sequence[Any], Sequence[Any]], TileProduct],
 ) -> None:
     """Replace the nest at `loop`, which holds one block, by the instructions of `kind`.
 
-    `product` is given the regions that the block reads and writes.
+    `extents` are the last ones of the tensor of tiles: those of one tile. `product` is given the
+    regions that the block reads and writes.
     """
+    from tvm import ir
     from tvm.s_tir import SBlock
 
     outer = sch.blockize(loop)
     block = sch.get(outer)
-    body = product(block.reads, block.writes).body(kind)
-    written = SBlock(block.iter_vars, block.reads, block.writes, block.name_hint, body)
+    (out,) = block.writes
+    # Scheduling cuts a lone tile down to what is read of it; the instructions write all of it.
+    kept = len(out.region) - len(extents)
+    whole = [ir.Range(0, extent) for extent in extents]
+    out = ir.TensorRegion(out.source, [*out.region[:kept], *whole], out.ty)
+    body = product(block.reads, [out]).body(kind)
+    # (which is where the addresses in the body do not say it)
+    said = {"explicit_write_region": [0]}
+    written = SBlock(block.iter_vars, block.reads, [out], block.name_hint, body, annotations=said)
     sch.state.replace(sch.get_sref(outer), written, {block: written})
 
 

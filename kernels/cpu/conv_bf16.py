@@ -205,8 +205,9 @@ class Bf16Conv2d:
         sch.compute_at(tile, beside, preserve_unit_loops=True)
         sch.vectorize(c)
         conv_stages.parallel(sch, outer, self._cycles, self.threads)
-        # Below the outer loops: the tile's seven axes, then the reduction's five.
-        bf16.write_out(sch, sch.get_loops(tile)[-8], self.kind, self._tile_product)
+        # A tile's three axes, then the reduction's five.
+        extents = (self.high, self.across, self.w_shape[5])
+        bf16.write_out(sch, sch.get_loops(tile)[-8], self.kind, extents, self._tile_product)
         self._schedule_copy(sch)
 
     @property

@@ -13,7 +13,7 @@ Graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from whitebox.kernels.cpu.gemm_tiles import RESULT, ROWS, TILE, Tiles, choose_mt
 
 # Fewer rows would leave most of a tile empty.
 _FEWEST_TILE_ROWS = 5
+_PARTITION = "pragma_loop_partition_hint"
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,9 @@ class Bf16MatMul:
         """The template for `a_shape`; `kind` is the best that the target has."""
         batch_dims, m = split_rows(a_shape[:-1])
         batch, k = math.prod(batch_dims), a_shape[-1]
-        if kind == bf16.TILES and m < _FEWEST_TILE_ROWS:
+        if m < _FEWEST_TILE_ROWS:
             kind = bf16.PAIRS
-        if kind == bf16.TILES:
-            mt = tile_rows(m)
-        else:
-            columns = batch * -(-n // nt)
-            mt = choose_mt(m, k // 2, nt, bf16.LANES, columns=columns, threads=threads)
+        mt = choose_rows(m, k, nt, kind, columns=batch * -(-n // nt), threads=threads)
         return cls(tuple(a_shape), Tiles(batch, m, k, n, mt, nt, bf16.LANES, threads), pairs, kind)
 
     @property
@@ -61,96 +58,129 @@ class Bf16MatMul:
     def compute(self, a: Any, w: Any) -> Any:
         from tvm import te
 
-        tiles, lead = self.tiles, self.a_shape[:-1]
+        lead = self.a_shape[:-1]
         batch_dims, _ = split_rows(lead)
-        rows = self._rows(a)
-        pair = te.reduce_axis((0, self.pairs), name="pair")
-        half = te.reduce_axis((0, 2), name="half")
+        row_axis, units = len(batch_dims), [0] * (len(lead) - len(batch_dims) - 1)
 
-        def product(f: Any, p: Any, t: Any, i: Any, j: Any) -> Any:
-            left = bf16.widened(rows[f, t * tiles.mt + i, pair * 2 + half])
-            return te.sum(left * w[p, pair, j, half].astype("float32"), axis=[pair, half])
+        def element(f: Any, r: Any, k: Any) -> Any:
+            return a(*[*unravel(f, batch_dims), r, *units][: len(lead)], k)
 
-        shape = (tiles.batch, tiles.panels, tiles.row_tiles, tiles.mt, tiles.nt)
-        tile = te.compute(shape, product, name=TILE)
-        row_axis = len(batch_dims)
+        rows = rounded_rows(self.tiles, self.pairs, element)
+        tile = tile_product(
+            self.tiles, rows, lambda f, p, pair, j, half: w[p, pair, j, half].astype("float32")
+        )
 
         def untile(*index: Any) -> Any:
             f = ravel(index[:row_axis], batch_dims)
-            return tiles.element(tile, f, index[row_axis] if lead else 0, index[-1])
+            return self.tiles.element(tile, f, index[row_axis] if lead else 0, index[-1])
 
         return te.compute(self.shape, untile, name=RESULT)
 
-    def _rows(self, a: Any) -> Any:
-        """A in bfloat16, padded: its number of rows to whole tiles, each with zeros."""
-        from tvm import te, tirx
-
-        tiles, lead = self.tiles, self.a_shape[:-1]
-        batch_dims, _ = split_rows(lead)
-        units = [0] * (len(lead) - len(batch_dims) - 1)
-        padded = tiles.row_tiles * tiles.mt
-
-        def element(f: Any, r: Any, k: Any) -> Any:
-            if padded > tiles.m:
-                r = tirx.min(r, tirx.const(tiles.m - 1, "int32"))
-            value = a(*[*unravel(f, batch_dims), r, *units][: len(lead)], k)
-            if tiles.k < 2 * self.pairs:
-                value = tirx.if_then_else(k < tiles.k, value, tirx.const(0, "float32"))
-            return bf16.rounded(value)
-
-        return te.compute((tiles.batch, padded, 2 * self.pairs), element, name=ROWS)
-
     def schedule(self, sch: Any) -> None:
-        tiles = self.tiles
         stages.inline_all(sch, {TILE, ROWS})
         batch_dims, _ = split_rows(self.a_shape[:-1])
-        batch, row, column = output_loops(sch, len(batch_dims), True)
-        row_tile, i = sch.split(row, [None, tiles.mt])
-        panel, j = sch.split(column, [None, tiles.nt])
-        sch.reorder(panel, batch, row_tile, i, j)
-        item = sch.fuse(panel, batch, row_tile)
-        if tiles.parallel:
-            sch.parallel(item)
-        tile = sch.get_sblock(TILE)
-        sch.compute_at(tile, item, preserve_unit_loops=True)
-        sch.set_scope(tile, 0, "local")
-        stages.vectorize_rows(sch, [j], tiles.nt, tiles.lanes)
-        if tiles.n % tiles.nt:
-            sch.annotate(sch.get_loops(stages.output_block(sch))[-2], _PARTITION, 1)
-        bf16.write_out(sch, sch.get_loops(tile)[-4], self.kind, self._product)
-        rows = sch.get_sblock(ROWS)
-        stages.schedule_stage(sch, rows, tiles.lanes, tiles.threads)
-        if tiles.k < 2 * self.pairs:
-            sch.annotate(sch.get_loops(rows)[-2], _PARTITION, 1)
-
-    def _product(self, reads: Sequence[Any], writes: Sequence[Any]) -> bf16.TileProduct:
-        rows, w = reads
-        (out,) = writes
-        first = [each.min for each in out.region]
-        steps = -(-self.pairs // bf16.STEP_PAIRS)
-
-        def start(at: Sequence[Any]) -> Any:
-            return at[0] * bf16.STEP_PAIRS if at else 0
-
-        return bf16.TileProduct(
-            self.tiles.mt,
-            self.tiles.nt,
-            1 if self.tiles.mt <= bf16.TILE_ROWS else 2,
-            (steps,) if self.kind == bf16.TILES else (self.pairs,),
-            lambda i, at, pair: bf16.address(rows, i, (start(at) + pair) * 2),
-            4 * self.pairs,
-            lambda at, pair, column: bf16.address(w, start(at) + pair, column, 0),
-            out.source,
-            lambda i, j: [*first[:-2], first[-2] + i, first[-1] + j],
-        )
+        loops = output_loops(sch, len(batch_dims), True)
+        schedule_product(sch, self.tiles, self.pairs, self.kind, loops, shared=True)
 
 
-_PARTITION = "pragma_loop_partition_hint"
+def choose_rows(m: int, k: int, nt: int, kind: str, *, columns: int, threads: int) -> int:
+    """Rows of a tile of sums, given that `columns` tiles lie side by side."""
+    if kind == bf16.TILES:
+        return tile_rows(m)
+    return choose_mt(m, k // 2, nt, bf16.LANES, columns=columns, threads=threads)
 
 
 def tile_rows(m: int) -> int:
-    """Rows of one or two tiles, such that the last row tile has few rows too many."""
+    """Rows of one or two tile registers, such that the last tile has few rows too many."""
     if m <= bf16.TILE_ROWS:
         return m
     stacks = -(-m // (2 * bf16.TILE_ROWS))
     return 2 * -(-m // (2 * stacks))
+
+
+def rounded_rows(tiles: Tiles, pairs: int, element: Callable[..., Any]) -> Any:
+    """The bfloat16 bits of A, `element(f, r, k)`, with rows for whole tiles, each zero past K."""
+    from tvm import te, tirx
+
+    padded = tiles.row_tiles * tiles.mt
+
+    def bits(f: Any, r: Any, k: Any) -> Any:
+        if padded > tiles.m:
+            r = tirx.min(r, tirx.const(tiles.m - 1, "int32"))
+        value = element(f, r, k)
+        if tiles.k < 2 * pairs:
+            value = tirx.if_then_else(k < tiles.k, value, tirx.const(0, "float32"))
+        return bf16.rounded(value)
+
+    return te.compute((tiles.batch, padded, 2 * pairs), bits, name=ROWS)
+
+
+def tile_product(tiles: Tiles, rows: Any, right: Callable[..., Any]) -> Any:
+    """The TE tensor of tiles; `right(f, panel, pair, column, half)` is an element of B."""
+    from tvm import te
+
+    pair = te.reduce_axis((0, int(rows.shape[2]) // 2), name="pair")
+    half = te.reduce_axis((0, 2), name="half")
+
+    def product(f: Any, p: Any, t: Any, i: Any, j: Any) -> Any:
+        left = bf16.widened(rows[f, t * tiles.mt + i, pair * 2 + half])
+        return te.sum(left * right(f, p, pair, j, half), axis=[pair, half])
+
+    shape = (tiles.batch, tiles.panels, tiles.row_tiles, tiles.mt, tiles.nt)
+    return te.compute(shape, product, name=TILE)
+
+
+def schedule_product(
+    sch: Any, tiles: Tiles, pairs: int, kind: str, loops: list[Any], *, shared: bool
+) -> None:
+    """Schedule tiles, write-out and rows; `loops` are the output's over batch, rows and columns.
+
+    `shared` says that all products have the same B, whose panels then lead.
+    """
+    batch, row, column = loops
+    row_tile, i = sch.split(row, [None, tiles.mt])
+    panel, j = sch.split(column, [None, tiles.nt])
+    outer = (panel, batch) if shared else (batch, panel)
+    sch.reorder(*outer, row_tile, i, j)
+    item = sch.fuse(*outer, row_tile)
+    if tiles.parallel:
+        sch.parallel(item)
+    tile, rows = sch.get_sblock(TILE), sch.get_sblock(ROWS)
+    sch.compute_at(tile, item, preserve_unit_loops=True)
+    sch.set_scope(tile, 0, "local")
+    stages.vectorize_rows(sch, [j], tiles.nt, tiles.lanes)
+    if tiles.n % tiles.nt:
+        sch.annotate(sch.get_loops(stages.output_block(sch))[-2], _PARTITION, 1)
+    nest = sch.get_loops(tile)[-4]
+    extents = (tiles.mt, tiles.nt)
+    bf16.write_out(
+        sch, nest, kind, extents, lambda *regions: _instructions(tiles, pairs, kind, *regions)
+    )
+    stages.schedule_stage(sch, rows, tiles.lanes, tiles.threads)
+    if tiles.k < 2 * pairs:
+        sch.annotate(sch.get_loops(rows)[-2], _PARTITION, 1)
+
+
+def _instructions(
+    tiles: Tiles, pairs: int, kind: str, reads: Sequence[Any], writes: Sequence[Any]
+) -> bf16.TileProduct:
+    rows, right = reads
+    (out,) = writes
+    first = [each.min for each in out.region]
+    # Of B, a pair is two bfloat16 or one word that holds both.
+    inside = [0] * (int(right.region[-1].extent) == 2 < tiles.nt)
+
+    def start(at: Sequence[Any]) -> Any:
+        return at[0] * bf16.STEP_PAIRS if at else 0
+
+    return bf16.TileProduct(
+        tiles.mt,
+        tiles.nt,
+        1 if tiles.mt <= bf16.TILE_ROWS else 2,
+        (-(-pairs // bf16.STEP_PAIRS),) if kind == bf16.TILES else (pairs,),
+        lambda i, at, pair: bf16.address(rows, i, (start(at) + pair) * 2),
+        4 * pairs,
+        lambda at, pair, column: bf16.address(right, start(at) + pair, column, *inside),
+        out.source,
+        lambda i, j: [*first[:-2], first[-2] + i, first[-1] + j],
+    )

@@ -19,8 +19,8 @@ from whitebox.passes.rules.packing import pad_to
 
 # Channels of a block of data, the rows of a tile of weights, and the columns of two of them.
 BLOCK, TILE_PAIRS, TILE_COLUMNS = 16, 16, 32
-# Sums of fewer products leave most of a tile empty.
-LEAST_SUM, LEAST_CHANNELS = 16, 32
+# Sums of fewer products, or fewer sums, leave most of a tile empty.
+LEAST_SUM, LEAST_CHANNELS, LEAST_ROWS = 16, 32, 16
 _BFLOAT16 = ONNX_DTYPES.index("bfloat16")
 
 
@@ -37,11 +37,37 @@ def bf16_rules(tiles: bool) -> tuple[Rule, ...]:
         """Conv(x, W) = whitebox.ConvBf16(x, W in pairs of channels), operands rounded to bf16"""
         return None if refusal(node) is not None else _conv(node)
 
-    return (matmul_in_bf16, conv_in_bf16)
+    return (matmul_in_bf16, conv_in_bf16, product_in_bf16)
+
+
+@rule("MatMul", "whitebox.MatMulTransposed")
+def product_in_bf16(node: Node) -> Node | None:
+    """A · B = whitebox.BatchMatMulBf16(A, B), operands rounded to bf16"""
+    if weight_of(node).is_constant_expression or refusal(node) is not None:
+        return None
+    transposed = node.op == "whitebox.MatMulTransposed"
+    return ops.node("whitebox.BatchMatMulBf16", *node.inputs, transpose_b=int(transposed))
+
+
+def _computed_refusal(node: Node) -> str | None:
+    a, b = node.inputs
+    assert a is not None and b is not None
+    if node.tensor.dtype != "float32" or not (a.tensor.is_static and b.tensor.is_static):
+        return "no kernel for its types"
+    (*lead, rows, terms), (*other, _, _) = (
+        each.tensor.dims if each.tensor.rank > 1 else (0, 0) for each in (a, b)
+    )
+    if lead != other:
+        return "the products share operands"
+    if rows < LEAST_ROWS or terms < LEAST_SUM:
+        return f"{rows} rows of sums of {terms} do not pay for packing the other operand"
+    return None
 
 
 def refusal(node: Node) -> str | None:
-    """Why a product with packed weights is not faster in bf16; None if it is."""
+    """Why a product is not faster in bf16; None if it is."""
+    if not weight_of(node).is_constant_expression:
+        return _computed_refusal(node)
     if node.op == "whitebox.MatMul":
         terms = weight_of(node).tensor.dims[1]
         return f"sums of {terms} products are too short" if terms < LEAST_SUM else None

@@ -46,7 +46,9 @@ def widening_rules(lanes: int) -> tuple[Rule, ...]:
 
 
 def refusal(node: Node, lanes: int) -> str | None:
-    """Why narrow weights would not make a product with known weights faster; None if they do."""
+    """Why 16-bit weights would not make a product faster; None if they do."""
+    if not weight_of(node).is_constant_expression:
+        return "both operands are computed: nothing is read in 16 bits"
     if weight_of(node).tensor.size * 4 < SMALL_BYTES:
         return "the weights stay in a core's cache"
     most = _MOST_ROWS.get(lanes, 0)

@@ -26,6 +26,12 @@ def _matmul(node: Node, values: Values) -> Any:
     return rounded(a) @ plain[: a.shape[-1], : node.attr("n")]
 
 
+@means("whitebox.BatchMatMulBf16")
+def _batch_matmul(node: Node, values: Values) -> Any:
+    a, b = map(rounded, values)
+    return a @ (np.swapaxes(b, -1, -2) if node.attr("transpose_b") else b)
+
+
 @means("whitebox.ConvBf16")
 def _conv(node: Node, values: Values) -> Any:
     x, weight, bias = (*values, None)[:3]

@@ -84,6 +84,16 @@ def _matmul_bf16(call: Call) -> TensorType:
     return TensorType(call.dtype(0), (*shape[:-1], n))
 
 
+@rule("whitebox.BatchMatMulBf16")
+def _batch_matmul_bf16(call: Call) -> TensorType:
+    a, b = call.tensor(0).dims, call.tensor(1).dims
+    inner, columns = (b[-1], b[-2]) if call.attrs["transpose_b"] else b[-2:]
+    check_inner(a[-1], inner)
+    if a[:-2] != b[:-2]:
+        raise Misfit(f"products {a[:-2]} meet others, {b[:-2]}")
+    return TensorType(call.dtype(0), (*a[:-1], columns))
+
+
 @rule("whitebox.ConvBf16")
 def _conv_bf16(call: Call) -> TensorType:
     n, _, h, w, block = _blocked(call)
