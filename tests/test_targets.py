@@ -234,9 +234,8 @@ def test_targets_get_the_kernels_that_they_are_for() -> None:
         "sapphirerapids": ("whitebox.MatMulBf16", "whitebox.MatMulInteger"),
         "cooperlake": ("whitebox.MatMulBf16", "whitebox.MatMulInteger"),
         "cascadelake": ("whitebox.MatMul", "whitebox.MatMulInteger"),
-        "skylake-avx512": ("whitebox.MatMul", "MatMulInteger"),
-        "haswell": ("whitebox.MatMul", "MatMulInteger"),
-        "x86-64": ("whitebox.MatMul", "MatMulInteger"),
+        "skylake-avx512": ("whitebox.MatMul", "whitebox.MatMulInteger"),
+        "haswell": ("whitebox.MatMul", "whitebox.MatMulInteger"),
     }
     for target in TARGETS:
         product, integer = expected.get(target.mcpu, ("whitebox.MatMul", "MatMulInteger"))
