@@ -22,6 +22,7 @@ from benchmarks.engines import ENGINES, Feeds, Run
 from benchmarks.models import with_weights
 
 _PAUSE_S = 0.05
+_ROUNDS = 4
 
 ONE_AT_A_TIME = "whitebox, one at a time"
 ALL_CORES = "onnxruntime, all cores a call"
@@ -50,27 +51,34 @@ def measure(
     """All rows of one model, then of the next; engines take turns within a number of clients."""
     for name in names:
         with with_weights(MODELS[name], 0) as file:
-            runs = _runs(file, MODELS[name].feeds(0), threads)
-        for count in clients:
-            times: dict[str, list[float]] = {engine: [] for engine in runs}
-            spent = dict.fromkeys(runs, 0.0)
-            for _ in range(4):
-                for engine, run in runs.items():
-                    time.sleep(_PAUSE_S)
-                    found, took = _closed_loop(run, count, seconds / 4)
-                    times[engine] += found
-                    spent[engine] += took
-            for engine, found in times.items():
-                p50, p99 = np.percentile(found, (50, 99)) * 1e3
-                rate = len(found) / spent[engine]
-                yield Row(name, engine, count, rate, float(p50), float(p99))
+            yield from measure_file(name, file, MODELS[name].feeds(0), clients, threads, seconds)
+
+
+def measure_file(
+    name: str, file: Path, feeds: Feeds, clients: Sequence[int], threads: int, seconds: float
+) -> Iterator[Row]:
+    """All rows of one model."""
+    runs = _runs(file, feeds, threads)
+    for count in clients:
+        times: dict[str, list[float]] = {engine: [] for engine in runs}
+        spent = dict.fromkeys(runs, 0.0)
+        for _ in range(_ROUNDS):
+            for engine, run in runs.items():
+                time.sleep(_PAUSE_S)
+                found, took = _closed_loop(run, count, seconds / _ROUNDS)
+                times[engine] += found
+                spent[engine] += took
+        for engine, found in times.items():
+            p50, p99 = np.percentile(found, (50, 99)) * 1e3
+            rate = len(found) / spent[engine]
+            yield Row(name, engine, count, rate, float(p50), float(p99))
 
 
 def _runs(file: Path, feeds: Feeds, threads: int) -> dict[str, Callable[[], object]]:
     """What a client calls, by engine. Answers are checked first."""
-    ours = ENGINES["whitebox"](file, feeds, threads)
-    parallel = ENGINES["onnxruntime"](file, feeds, threads)
-    serial = ENGINES["onnxruntime"](file, feeds, 1)
+    ours = ENGINES["whitebox"](file, feeds, threads, "f32")
+    parallel = ENGINES["onnxruntime"](file, feeds, threads, "f32")
+    serial = ENGINES["onnxruntime"](file, feeds, 1, "f32")
     error = worst_error(ours(), parallel())
     if error > LIMIT:
         raise RuntimeError(f"{file.name}: wrong answer: relative error {error:.1e}")

@@ -20,6 +20,7 @@ from benchmarks.latency import EngineResult, ModelResult
 from benchmarks.operators import OPERATORS, TINY
 from benchmarks.peak import Peak
 from benchmarks.report import summary
+from benchmarks.throughput import measure_file
 from benchmarks.weights import randomised
 
 INF = float("inf")
@@ -172,3 +173,12 @@ def test_rates_are_shares_of_the_fitting_peak() -> None:
     relu = OperatorResult(OPERATORS["relu"], engines)
     assert relu.share("whitebox", peak) == pytest.approx(2 * 4 * 64 * 112 * 112 / 1e6 / 10)
     assert relu.ratio() == pytest.approx(0.5)
+
+
+def test_clients_are_served_by_every_engine(tmp_path: Path) -> None:
+    operator = TINY["MLP 32-64-8"]
+    onnx.save(operator.model(), tmp_path / "m.onnx")
+    rows = list(measure_file("m", tmp_path / "m.onnx", operator.feeds(), (1, 3), 2, 0.02))
+    assert [row.clients for row in rows] == [1] * 4 + [3] * 4
+    assert len({row.engine for row in rows}) == 4
+    assert all(row.requests_per_s > 0 and row.p50_ms <= row.p99_ms for row in rows)
