@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from whitebox.compiler import target as target_module
 from whitebox.compiler.target import X86, Target, cpu_flags, host_target
 from whitebox.compiler.worker import tvm_target
 from whitebox.ir import onnx_schema, ops
@@ -241,3 +242,14 @@ def test_targets_get_the_kernels_that_they_are_for() -> None:
         product, integer = expected.get(target.mcpu, ("whitebox.MatMul", "MatMulInteger"))
         assert product in operators(fused(matmul(), target, "bf16"))
         assert integer in operators(fused(integer_product(), target, "bf16"))
+
+
+@pytest.mark.parametrize(("allowed", "expected"), [(True, "sapphirerapids"), (False, "cooperlake")])
+def test_tiles_are_used_only_where_the_system_keeps_them(
+    monkeypatch: pytest.MonkeyPatch, allowed: bool, expected: str
+) -> None:
+    every = frozenset().union(*(needed for _, needed in X86))
+    monkeypatch.setattr(target_module, "cpu_flags", lambda: every)
+    monkeypatch.setattr(target_module, "tiles_allowed", lambda: allowed)
+    monkeypatch.setattr(target_module.platform, "machine", lambda: "x86_64")
+    assert host_target(2) == target_for(expected, 16)
