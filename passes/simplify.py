@@ -14,6 +14,8 @@ from whitebox.passes.rules.ml import MACHINE_LEARNING
 from whitebox.passes.rules.movement import MOVEMENT
 from whitebox.passes.rules.norm import NORM
 from whitebox.passes.rules.precision import PRECISION
+from whitebox.passes.rules.scan import SCAN
+from whitebox.passes.rules.svm import SVM
 from whitebox.passes.rules.table import TABLE
 from whitebox.passes.rules.transpose import TRANSPOSE
 from whitebox.passes.rules.unit_axes import UNIT_AXES
@@ -27,6 +29,8 @@ def simplify(graph: Graph) -> Graph:
 # The order matters only where two rules match the same node: the first one wins.
 RULES: tuple[Rule, ...] = (
     *MACHINE_LEARNING,
+    *SVM,
+    *SCAN,
     *PRECISION,
     *NORM,
     *AFFINE,

@@ -90,7 +90,45 @@ def forest(count: int, depth: int, results: int, kind: str, seed: int = 0) -> di
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 LINEAR = {"coefficients": [0.5, -1, 2, 0.1, 3] * 3, "intercepts": [0.1, 0.2, 0.3]}
+
+
+def machine(sizes: list[int], kernel: str, **more: Any) -> dict[str, Any]:
+    """Attributes of a support vector classifier with so many vectors a class."""
+    random = np.random.default_rng(3)
+    count, classes = sum(sizes), len(sizes)
+    return {
+        "classlabels_ints": list(range(10, 10 + classes)),
+        "vectors_per_class": sizes,
+        "support_vectors": random.standard_normal(count * FEATURES).tolist(),
+        "coefficients": random.standard_normal((classes - 1) * count).tolist(),
+        "rho": random.standard_normal(classes * (classes - 1) // 2).tolist(),
+        "kernel_type": kernel,
+        "kernel_params": [0.3, 0.5, 3.0],
+        **more,
+    }
+
+
+VECTORS = machine([7], "RBF", coefficients=[0.5, -1, 2, 0.1, 3, -2, 1], rho=[0.25])
+REGRESSOR = {
+    name: VECTORS[name]
+    for name in ("support_vectors", "coefficients", "rho", "kernel_type", "kernel_params")
+}
 CASES = {
+    "svm-regressor": model("SVMRegressor", {"y": FLOAT}, n_supports=7, **REGRESSOR),
+    **{
+        f"svm-{kernel.lower()}-{len(sizes)}": model(
+            "SVMClassifier", {"label": INT64, "scores": FLOAT}, **machine(sizes, kernel)
+        )
+        for kernel in ("RBF", "LINEAR", "POLY", "SIGMOID")
+        for sizes in ([4, 6], [3, 5, 4, 2])
+    },
+    "svm-logistic": model(
+        "SVMClassifier",
+        {"label": INT64, "scores": FLOAT},
+        **machine([4, 6], "RBF", post_transform="LOGISTIC"),
+    ),
+    "normalizer-l1": model("Normalizer", {"y": FLOAT}, norm="L1"),
+    "normalizer-l2": model("Normalizer", {"y": FLOAT}, norm="L2"),
     "scaler": model("Scaler", {"y": FLOAT}, offset=[1.0, 2, 3, 4, 5], scale=[2.0, 0.5, 1, 3, 4]),
     "linear": model("LinearRegressor", {"y": FLOAT}, targets=3, **LINEAR),
     "classifier": model(

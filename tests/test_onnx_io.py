@@ -16,6 +16,7 @@ import onnxruntime
 import pytest
 from onnx.backend.test.loader import load_model_tests
 
+from benchmarks.weights import randomised
 from whitebox.errors import InvalidModel, UnsupportedOperator
 from whitebox.ir import onnx_io, onnx_schema
 from whitebox.ir.graph import Graph
@@ -278,10 +279,12 @@ def plain(value: Any) -> Any:
 
 @pytest.mark.parametrize("file", LIGHT, ids=lambda file: file.stem)
 def test_light_networks(file: Path) -> None:
-    graph = onnx_io.load(file)
+    # As shipped every weight is 0.02: the logits are huge and equal, and rounding decides.
+    proto = randomised(onnx.load(file)) if "squeezenet" in file.stem else onnx.load(file)
+    graph = onnx_io.load(proto)
     (_, source), *_ = graph.model.inputs
     x = np.random.default_rng(0).standard_normal(source.tensor.dims).astype(np.float32)
-    (expected,) = by_onnxruntime(onnx.load(file), x)
+    (expected,) = by_onnxruntime(proto, x)
     if "vgg" not in file.stem:  # whose products take numpy seconds
         np.testing.assert_allclose(run(graph, x)[0], expected, rtol=1e-3, atol=1e-6)
     written = onnx_io.dump(graph)

@@ -6,6 +6,7 @@ What they hold as attributes becomes constants, so that models of one form share
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from whitebox.ir import ops
 from whitebox.ir.graph import Node, constant
@@ -27,7 +28,8 @@ def as_floats(x: Node | None) -> Node | None:
     return x if x.type.dtype == "float32" else ops.node("Cast", x, to=_FLOAT32)
 
 
-def _vector(values: tuple[float, ...]) -> Node:
+def matrix(values: npt.ArrayLike) -> Node:
+    """float32 numbers as a constant."""
     return constant(np.asarray(values, np.float32))
 
 
@@ -38,7 +40,21 @@ def scaler(node: Node) -> Node | None:
     if x is None:
         return None
     offset, scale = node.attr("offset", (0.0,)), node.attr("scale", (1.0,))
-    return ops.node("Mul", ops.node("Sub", x, _vector(offset)), _vector(scale))
+    return ops.node("Mul", ops.node("Sub", x, matrix(offset)), matrix(scale))
+
+
+_NORMS = {"L1": "ReduceL1", "L2": "ReduceL2", "MAX": "ReduceMax"}
+
+
+@rule(ML + "Normalizer")
+def normalizer(node: Node) -> Node | None:
+    """Normalizer(x) = x / max(norm of each row, 10⁻³⁰)"""
+    x, kind = as_floats(node.inputs[0]), node.attr("norm", "MAX")
+    if x is None or kind not in _NORMS:
+        return None
+    measured = ops.node("Abs", x) if kind == "MAX" else x
+    norm = ops.node(_NORMS[kind], measured, constant(np.array([1], np.int64)), keepdims=1)
+    return ops.node("Div", x, ops.node("Max", norm, matrix(1e-30)))
 
 
 @rule(ML + "ArrayFeatureExtractor")
@@ -60,7 +76,7 @@ def _linear(x: Node, coefficients: tuple[float, ...], intercepts: tuple[float, .
     features = x.tensor.dims[1]
     weight = np.asarray(coefficients, np.float32).reshape(-1, features).T
     product = ops.node("MatMul", x, constant(np.ascontiguousarray(weight)))
-    return ops.node("Add", product, _vector(intercepts)) if intercepts else product
+    return ops.node("Add", product, matrix(intercepts)) if intercepts else product
 
 
 def transformed(scores: Node, transform: str) -> Node | None:
@@ -86,7 +102,7 @@ def linear_regressor(node: Node) -> Node | None:
     return transformed(scores, node.attr("post_transform", "NONE"))
 
 
-def _labels(node: Node, scores: Node, key: str) -> Node | None:
+def labels(node: Node, scores: Node, key: str) -> Node | None:
     """The integer label of each row's largest score; None for labels that are strings."""
     labels = node.attr(key)
     if not labels:
@@ -111,7 +127,7 @@ def linear_classifier(node: Node) -> Node | None:
     scores = _linear(x, coefficients, source.attr("intercepts", ()))
     if node.attr("index") == 1:
         return transformed(scores, source.attr("post_transform", "NONE"))
-    return _labels(source, scores, "classlabels_ints")
+    return labels(source, scores, "classlabels_ints")
 
 
 @rule(ML + "TreeEnsembleRegressor")
@@ -149,23 +165,24 @@ def tree_classifier(node: Node) -> Node | None:
     if binary:
         # As onnxruntime has it: weights that are all positive are a probability.
         probability = min(source.attr("class_weights")) >= 0
-        scores = _both_classes(scores, probability)
+        scores = both_classes(scores, probability)
         transform = "NONE" if probability and transform == "LOGISTIC" else transform
     if node.attr("index") == 1:
         return transformed(scores, transform)
-    return _labels(source, scores, "classlabels_int64s")
+    return labels(source, scores, "classlabels_int64s")
 
 
-def _both_classes(score: Node, probability: bool) -> Node:
+def both_classes(score: Node, probability: bool) -> Node:
     """[rows, 2] from the score of the second class: 1 - s and s, or -s and s."""
     other = ops.node("Neg", score)
     if probability:
-        other = ops.node("Add", other, _vector((1.0,)))
+        other = ops.node("Add", other, matrix((1.0,)))
     return ops.node("Concat", other, score, axis=1)
 
 
 MACHINE_LEARNING: tuple[Rule, ...] = (
     scaler,
+    normalizer,
     array_feature_extractor,
     linear_regressor,
     linear_classifier,

@@ -38,4 +38,20 @@ def global_pool_to_reduce(node: Node) -> Node | None:
     return ops.node(op, source, axes, keepdims=1)
 
 
-MOVEMENT: tuple[Rule, ...] = (split_to_slice, global_pool_to_reduce)
+@rule("AveragePool", "MaxPool")
+def whole_window(node: Node) -> Node | None:
+    """AveragePool(x) = GlobalAveragePool(x), MaxPool(x) = GlobalMaxPool(x): one window over all"""
+    source = node.inputs[0]
+    if source is None or len(node.types) != 1 or not source.tensor.is_static:
+        return None
+    kernel = node.attr("kernel_shape")
+    if any(node.attr("pads", (1,))) or any(d != 1 for d in node.attr("dilations", ())):
+        return None
+    if any(size != 1 for size in node.tensor.dims[2:]):
+        return None
+    if any(k < size for k, size in zip(kernel, source.tensor.dims[2:], strict=True)):
+        return None
+    return ops.node(f"Global{node.op}", source)
+
+
+MOVEMENT: tuple[Rule, ...] = (split_to_slice, whole_window, global_pool_to_reduce)

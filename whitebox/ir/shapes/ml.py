@@ -25,9 +25,14 @@ def _labels(call: Call, *keys: str) -> tuple[str, int] | None:
     return None
 
 
-@rule(_ML + "Scaler")
+@rule(_ML + "Scaler", _ML + "Normalizer")
 def _scaler(call: Call) -> TensorType:
     return TensorType("float32", call.shape(0))
+
+
+@rule(_ML + "Imputer", _ML + "Binarizer")
+def _same(call: Call) -> TensorType:
+    return call.tensor(0)
 
 
 @rule(_ML + "ArrayFeatureExtractor")
@@ -51,6 +56,22 @@ def _linear_regressor(call: Call) -> TensorType:
 def _tree_regressor(call: Call) -> TensorType | None:
     targets = call.attrs.get("n_targets")
     return None if targets is None else TensorType("float32", (_rows(call), targets))
+
+
+@rule(_ML + "SVMRegressor")
+def _svm_regressor(call: Call) -> TensorType:
+    return TensorType("float32", (_rows(call), 1))
+
+
+@rule(_ML + "SVMClassifier")
+def _svm_classifier(call: Call) -> tuple[Type, ...] | None:
+    labels = _labels(call, "classlabels_ints", "classlabels_strings")
+    if labels is None:
+        return None
+    dtype, count = labels
+    if call.attrs.get("vectors_per_class") and not call.attrs.get("prob_a") and count > 2:
+        count = count * (count - 1) // 2  # a score a pair
+    return _classified(call, (dtype, count))
 
 
 @rule(_ML + "LinearClassifier")

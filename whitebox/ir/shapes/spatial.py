@@ -124,11 +124,12 @@ def _window_dim(
     if not isinstance(size, int):
         return size if stride == 1 and slack == -1 else None
     room = size + slack
-    if room < 0:
+    # With `ceil` a window may reach beyond the data, the first one too.
+    count = -(-room // stride) + 1 if ceil else room // stride + 1 if room >= 0 else 0
+    if count < 1:
         raise Misfit(f"a window reaching {size - room} does not fit {size} elements")
     if not ceil:
-        return room // stride + 1
-    count = -(-room // stride) + 1
+        return count
     # A window must start inside the data or its leading padding.
     return count - 1 if (count - 1) * stride >= size + begin else count
 
