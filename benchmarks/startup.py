@@ -1,12 +1,14 @@
-"""How long a user waits: for the first registration, for the next of its kind, for a restart.
+"""How long a user waits: for a registration, the next of its kind, the first answer, a restart.
 
-Each step runs the command a user would run, in a process of its own, on a home of its own. Leaves
-plain rows (what, figure, note) for a table and for JSON.
+Each step runs what a user would run, in a process of its own, on a home of its own; the last one
+watches what the server does with nothing to do. Leaves plain rows (what, figure, note) for a table
+and for JSON.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -19,16 +21,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.catalogue import MODELS
-from benchmarks.models import path, with_weights
+from benchmarks.models import ModelUnavailable, path, with_weights
 
 ARCHITECTURE = "light_resnet50"
-# What a restarted server holds, in all ten models.
+# What a restarted server holds besides.
 OTHERS = (
     "magika", "orientation", "ppocr-cls", "mtcnn-pnet", "mtcnn-rnet", "mtcnn-onet",
     "light_squeezenet",
 )  # fmt: skip
 READY_LIMIT_S = 120
+# What the idle server has answered before, and how long it is watched.
+IDLE_MODEL, REQUESTS, IDLE_S = "magika", 200, 10.0
 
 
 @dataclass(frozen=True)
@@ -44,22 +50,37 @@ def measure(tell: Callable[[str], None]) -> list[Row]:
     """All rows, in order. `tell` is given each when it is known."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for row in _steps(Path(folder) / "home"):
+        for row in _steps(Path(folder) / "home", tell):
             rows.append(row)
             tell(f"{row.what}: {row.seconds:.2f} s, {row.note}")
     return rows
 
 
-def _steps(home: Path) -> Iterator[Row]:
+def _steps(home: Path, tell: Callable[[str], None]) -> Iterator[Row]:
     for seed, what in enumerate(("cold", "other weights", "other weights again")):
         with with_weights(MODELS[ARCHITECTURE], seed) as file:
             yield _register(home, file, f"resnet50-{seed}", f"register ResNet-50, {what}")
+    yield from _first_answers(home, "resnet50-0", ARCHITECTURE, "ResNet-50")
+    try:
+        file = path("bert-base")
+    except ModelUnavailable as error:
+        tell(f"BERT-base: skipped, {error}")
+    else:
+        shapes = _shapes("bert-base")
+        yield _register(home, file, "bert-base", "register BERT-base, cold", *shapes)
+        yield from _first_answers(home, "bert-base", "bert-base", "BERT-base")
     for name in OTHERS:
-        feeds = MODELS[name].feeds()
-        shapes = [f"{key}={'x'.join(map(str, array.shape))}" for key, array in feeds.items()]
-        _register(home, path(name), name, name, *(a for s in shapes for a in ("--shape", s)))
-    yield _start(home, f"first start with {3 + len(OTHERS)} models: packs their weights")
-    yield _start(home, f"restart with {3 + len(OTHERS)} models")
+        _register(home, path(name), name, name, *_shapes(name))
+    yield _start(home, "first start with all these models: packs their weights")
+    yield _start(home, "restart with all these models")
+    yield _idle(home)
+
+
+def _shapes(name: str) -> list[str]:
+    """The options of `register` that name the usual shapes."""
+    feeds = MODELS[name].feeds()
+    shapes = [f"{key}={'x'.join(map(str, array.shape))}" for key, array in feeds.items()]
+    return [argument for shape in shapes for argument in ("--shape", shape)]
 
 
 def _register(home: Path, file: Path, name: str, what: str, *options: str) -> Row:
@@ -79,8 +100,24 @@ def _register(home: Path, file: Path, name: str, what: str, *options: str) -> Ro
     return Row(what, float(seconds), f"{compiled} kernels compiled, {reused} reused")
 
 
-def _start(home: Path, what: str) -> Row:
-    """A server on the filled home: until it is ready, and what it loaded."""
+def _first_answers(home: Path, name: str, model: str, title: str) -> Iterator[Row]:
+    """From the start of the runtime to an answer, in fresh processes. The first packs weights."""
+    feeds = home.parent / f"{name}.npz"
+    np.savez(feeds, **MODELS[model].feeds())
+    for what in ("first answer after registration", "first answer from cache"):
+        command = [sys.executable, "-m", "benchmarks.first_answer", str(home), name, str(feeds)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        took = json.loads(done.stdout)
+        note = (
+            f"open {took['open']:.2f}, first {took['first']:.2f}, second {took['second']:.2f}; "
+            f"imports before that {took['imports']:.2f}"
+        )
+        yield Row(f"{title}, {what}", took["open"] + took["first"], note)
+
+
+@contextlib.contextmanager
+def _server(home: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A server on the filled home, ready, and its port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -95,6 +132,16 @@ def _start(home: Path, what: str) -> Row:
             if time.perf_counter() - start > READY_LIMIT_S or server.poll() is not None:
                 raise RuntimeError("the server did not become ready")
             time.sleep(0.01)
+        yield server, port
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _start(home: Path, what: str) -> Row:
+    """Until a server is ready, and what it loaded."""
+    start = time.perf_counter()
+    with _server(home) as (server, port):
         seconds = time.perf_counter() - start
         counters = _counters(port)
         note = (
@@ -102,9 +149,36 @@ def _start(home: Path, what: str) -> Row:
             f"LLVM loaded: {bool(counters['whitebox_llvm_loaded'])}, {_rss_mb(server.pid):.0f} MB"
         )
         return Row(what, seconds, note)
-    finally:
-        server.terminate()
-        server.wait(30)
+
+
+def _idle(home: Path) -> Row:
+    """CPU seconds of a server in ten seconds without requests, after some."""
+    with _server(home) as (server, port):
+        for _ in range(REQUESTS):
+            _infer(port, IDLE_MODEL)
+        before = _cpu_s(server.pid)
+        time.sleep(IDLE_S)
+        used = _cpu_s(server.pid) - before
+    what = f"CPU time of an idle server in {IDLE_S:.0f} s, after {REQUESTS} requests"
+    return Row(what, used, f"{100 * used / IDLE_S:.1f}% of a core")
+
+
+def _infer(port: int, name: str) -> None:
+    datatypes = {"int32": "INT32", "int64": "INT64", "float32": "FP32"}
+    inputs = [
+        {
+            "name": key,
+            "shape": array.shape,
+            "datatype": datatypes[str(array.dtype)],
+            "data": array.reshape(-1).tolist(),
+        }
+        for key, array in MODELS[name].feeds().items()
+    ]
+    url = f"http://127.0.0.1:{port}/v2/models/{name}/infer"
+    body = json.dumps({"inputs": inputs}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        answer.read()
 
 
 def _ready(port: int) -> bool:
@@ -129,3 +203,10 @@ def _counters(port: int) -> dict[str, float]:
 def _rss_mb(pid: int) -> float:
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _cpu_s(pid: int) -> float:
+    """Seconds that all threads of a process have computed."""
+    # The name, in parentheses, may hold spaces.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -14,13 +17,17 @@ import pytest
 
 from benchmarks import models
 from benchmarks.agreement import LIMITS, cosine, least_cosine, relative_error, worst_error
-from benchmarks.catalogue import MODELS
+from benchmarks.batch import BatchResult
+from benchmarks.catalogue import MODELS, Model
 from benchmarks.kernels import OperatorResult
 from benchmarks.latency import EngineResult, ModelResult
-from benchmarks.operators import OPERATORS, TINY
+from benchmarks.markdown import fill
+from benchmarks.operators import OPERATORS
 from benchmarks.peak import Peak
+from benchmarks.plots import drawn
 from benchmarks.report import summary
 from benchmarks.throughput import measure_file
+from benchmarks.tiny import TINY
 from benchmarks.weights import randomised
 
 INF = float("inf")
@@ -139,6 +146,27 @@ def test_an_unreachable_registry_is_said_once(
     assert list(tmp_path.rglob("*")) == []
 
 
+def test_an_export_without_its_framework_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHITEBOX_MODELS", str(tmp_path))
+    monkeypatch.setattr(models, "_failures", {})
+    missing = Model("m", "no-such-framework", "absent/m.onnx", "", (), kind="export")
+    with pytest.raises(models.ModelUnavailable, match=r"No module.*absent.*whitebox-runtime\[exp"):
+        models._exported(missing)
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_an_export_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("skl2onnx")
+    monkeypatch.setenv("WHITEBOX_MODELS", str(tmp_path))
+    file = models.path("sk-logistic")
+    onnx.checker.check_model(onnx.load(file))
+    made = file.stat().st_mtime_ns
+    assert models.path("sk-logistic").stat().st_mtime_ns == made
+    assert [kept.name for kept in tmp_path.rglob("*") if kept.is_file()] == ["sk-logistic.onnx"]
+
+
 def test_summary_leaves_out_what_fails() -> None:
     def result(name: str, ours: float | None, theirs: float | None) -> ModelResult:
         engines = {
@@ -182,3 +210,50 @@ def test_clients_are_served_by_every_engine(tmp_path: Path) -> None:
     assert [row.clients for row in rows] == [1] * 4 + [3] * 4
     assert len({row.engine for row in rows}) == 4
     assert all(row.requests_per_s > 0 and row.p50_ms <= row.p99_ms for row in rows)
+
+
+def _latency_result(**medians: float | None) -> dict[str, Any]:
+    engines = {name: {} if ms is None else {"median_ms": ms} for name, ms in medians.items()}
+    return {
+        "benchmark": "latency",
+        "command": "python -m benchmarks latency",
+        "date": "2026-01-02T00:00:00",
+        "machine": {"cpu": "a CPU", "cores": 2, "features": ["fma"]},
+        "versions": {"tvm": "1"},
+        "settings": {"engines": list(engines)},
+        "models": [{"name": "a<b", "skipped": None, "engines": engines}],
+    }
+
+
+def test_tables_are_made_anew_between_their_markers() -> None:
+    result = _latency_result(whitebox=2.0, onnxruntime=5.0, openvino=4.0)
+    kept = "between\n<!-- two -->\nkept\n<!-- end two -->\n"
+    text = f"before\n<!-- one -->\nold\n<!-- end one -->\n{kept}"
+    made = fill(text, {"one": result})
+    assert made.startswith("before\n<!-- one -->\n`python -m benchmarks latency`, 2026-01-02\n")
+    assert "| a<b | 2.00 | 5.00 | 4.00 | 2.00 |\n" in made
+    assert "| **geometric mean** |  | ×2.50 | ×2.00 | **2.00** |\n<!-- end one -->" in made
+    assert "old" not in made
+    assert made.endswith(kept)
+    assert fill(made, {"one": result}) == made
+
+
+def test_the_document_shows_the_results_that_are_kept() -> None:
+    text = Path("docs/performance.md").read_text()
+    results = {f.stem: json.loads(f.read_text()) for f in Path("benchmarks/results").glob("*.json")}
+    assert fill(text, results) == text, "run `python -m benchmarks report`"
+
+
+def test_a_chart_is_an_svg_with_a_bar_a_model() -> None:
+    chart = drawn(_latency_result(whitebox=4.0, onnxruntime=2.0))
+    assert chart is not None
+    root = ElementTree.fromstring(chart)
+    texts = [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[1:] == ["a<b", "0.50"]
+    assert drawn(_latency_result(whitebox=None, onnxruntime=2.0)) is None
+
+
+def test_throughput_that_falls_is_seen() -> None:
+    result = BatchResult("m", {"whitebox": {1: 10.0, 8: 30.0, 32: 24.0}, "peer": {1: 5.0}})
+    assert result.worst_step("whitebox") == pytest.approx(0.8)
+    assert result.worst_step("peer") is None

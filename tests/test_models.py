@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 import whitebox
 from benchmarks.agreement import LIMIT, worst_error
-from benchmarks.catalogue import MODELS, Model
+from benchmarks.catalogue import GROUPS, MODELS, Model
 from benchmarks.models import ModelUnavailable, with_weights
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -40,6 +41,7 @@ SLOW = (
     "light_shufflenet",
     "light_vgg19",
     "light_zfnet512",
+    *GROUPS["exports"],
 )
 ALL = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 FREE = [
@@ -89,6 +91,21 @@ def test_free_dimensions_are_free(sessions: Any, name: str) -> None:
     ours, theirs = sessions(name)
     for sizes in MODELS[name].variants:
         _check(ours, theirs, MODELS[name], dict(sizes))
+
+
+@pytest.mark.parametrize("name", ["orientation", "magika", "mtcnn-onet", "light_squeezenet"])
+def test_answers_are_bit_identical_from_run_to_run(sessions: Any, name: str) -> None:
+    """Alone and with other callers, a hundred times: no sum depends on which thread is faster."""
+    ours, _ = sessions(name)
+    feeds = MODELS[name].feeds()
+
+    def answers(_: int) -> list[bytes]:
+        return [array.tobytes() for array in ours.run(None, feeds)]
+
+    expected = answers(0)
+    assert all(answers(k) == expected for k in range(50))
+    with ThreadPoolExecutor(2) as callers:
+        assert all(answer == expected for answer in callers.map(answers, range(50)))
 
 
 @pytest.mark.parametrize("name", ["magika", "mtcnn-onet", "ppocr-cls"])
