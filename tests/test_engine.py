@@ -13,6 +13,7 @@ import pytest
 
 import whitebox
 from whitebox.errors import Overloaded
+from whitebox.runtime import native
 from whitebox.runtime.device import Arena
 from whitebox.runtime.engine import Engine
 from whitebox.runtime.scheduler import Request, Scheduler
@@ -176,3 +177,22 @@ def test_answers_do_not_depend_on_who_else_asks() -> None:
         thread.join()
     assert not failures
     np.testing.assert_array_equal(session.run(None, {"x": feeds[0]})[0], alone[0])
+
+
+def test_a_thread_that_ran_on_one_core_runs_on_all_again() -> None:
+    native._session(2)
+    import tvm_ffi
+
+    threads = tvm_ffi.get_global_func("runtime.NumThreads")
+    most = native._Pool.default
+    seen: list[int] = []
+
+    def change() -> None:
+        for count in (1, most, 1, most):
+            native.use_threads(count)
+            seen.append(threads())
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    thread.join()
+    assert seen == [1, most, 1, most]

@@ -82,14 +82,14 @@ class Engine:
             if not waiting:
                 self._end(given.get())
             raise
-        use_threads(request.cores, self._cores)
+        use_threads(request.cores)
         return lane
 
     def leave(self, lane: Lane) -> None:
         """Give a lane back, on the thread that got it."""
         self._end(lane)
         # What goes past the engine on this thread is alone as far as anybody knows.
-        use_threads(self._cores, self._cores)
+        use_threads(self._cores)
 
     def submit(self, work: Runnable, inputs: Sequence[Any]) -> Future[list[Any]]:
         """Queue for the engine's threads. Raises Overloaded when the queue is full."""

@@ -122,16 +122,17 @@ class _Pool(threading.local):
 _pool = _Pool()
 
 
-def use_threads(count: int, most: int) -> None:
+def use_threads(count: int, most: int | None = None) -> None:
     """Have the kernels that this thread calls from now on share their loops among `count` threads.
 
-    TVM makes each thread a pool as large as it first needs: `most` is what will ever be asked for.
-    Does nothing before a kernel is loaded.
+    TVM makes each thread a pool as large as it first needs: `most` is what will ever be asked for,
+    by default as many as any thread may want. Does nothing before a kernel is loaded.
     """
     known = _pool.threads or _pool.default
     if known == count or _pool.configure is None:
         return
     big_cores = 1
+    most = _pool.default if most is None else most
     if not _pool.threads and most > count:
         _pool.configure(big_cores, most, ["0"] * most)
     # (of the list of cores only the length counts, as threads are not bound to cores)
