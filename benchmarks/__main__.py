@@ -131,8 +131,10 @@ def kernels(
       python -m benchmarks kernels --operators convolution,depthwise --json out.json
     """
     from benchmarks.operators import OPERATORS
+    from benchmarks.resnet50 import RESNET50
 
-    _run_operators("kernels", OPERATORS, operators, (threads, seconds, seed, engines), json_file)
+    known = {**OPERATORS, **RESNET50}
+    _run_operators("kernels", known, operators, (threads, seconds, seed, engines), json_file)
 
 
 @app.command()

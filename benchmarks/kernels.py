@@ -23,6 +23,7 @@ from benchmarks.latency import EngineResult, Settings, measure_engines
 from benchmarks.operators import Operator
 from benchmarks.peak import Peak
 from benchmarks.report import cell, geometric_mean, machine
+from benchmarks.resnet50 import FAMILY as RESNET50
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,17 @@ class OperatorResult:
         }
 
 
+def network_share(results: Sequence[OperatorResult], family: str, peak: Peak) -> float | None:
+    """The fraction of the peak that a network of these operators reaches, each `count` times."""
+    flops = seconds = 0.0
+    for result in results:
+        ours = result.engines.get("whitebox")
+        if result.operator.family == family and ours is not None and ours.median_ms is not None:
+            flops += result.operator.count * result.operator.flops
+            seconds += result.operator.count * ours.median_ms / 1e3
+    return flops / seconds / 1e9 / peak.gflops if seconds else None
+
+
 def measure(operators: Sequence[Operator], settings: Settings) -> Iterator[OperatorResult]:
     """Measure operators one after the other."""
     import onnx
@@ -103,6 +115,10 @@ def table(results: Sequence[OperatorResult], settings: Settings, peak: Peak) -> 
     mean = geometric_mean(ratios)
     blanks = [""] * (len(settings.engines) + 3)
     made.add_row("geometric mean", *blanks, "" if mean is None else f"{mean:.2f}")
+    share = network_share(results, RESNET50, peak)
+    if share is not None:
+        blanks = [""] * (len(settings.engines) + 2)
+        made.add_row("all of ResNet-50, weighted by time", *blanks, f"{100 * share:.0f}%", "")
     return made
 
 
@@ -133,5 +149,8 @@ def document(
         "versions": {"python": platform.python_version(), **versions()},
         "settings": asdict(settings),
         "operators": [result.to_dict(peak) for result in results],
-        "summary": {"geometric_mean": geometric_mean(ratios)},
+        "summary": {
+            "geometric_mean": geometric_mean(ratios),
+            "resnet50_share_of_peak": network_share(results, RESNET50, peak),
+        },
     }

@@ -27,7 +27,7 @@ class Operator:
     """One operator at one size. `body` is ONNX text that computes y from x and the weights.
 
     `integers` gives inputs that hold indices the bound below which they are. `flops` is 0 where
-    memory decides.
+    memory decides. `count` is how often a network that consists of its family has it.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Operator:
     weights: Mapping[str, Dims] = field(default_factory=dict)
     flops: int = 0
     integers: Mapping[str, int] = field(default_factory=dict)
+    count: int = 1
 
     @property
     def nbytes(self) -> int:
@@ -96,7 +97,7 @@ def _batched(batch: int, m: int, k: int, n: int) -> Operator:
     return Operator(name, "gemm", "y = MatMul(x, z)", inputs, (batch, m, n), flops=flops)
 
 
-def _conv(
+def convolution(
     family: str,
     channels: int,
     size: int,
@@ -105,6 +106,7 @@ def _conv(
     stride: int = 1,
     group: int = 1,
 ) -> Operator:
+    """A convolution of a square image whose border keeps its size, but for the stride."""
     pad, out = kernel // 2, -(-size // stride)
     inner = channels // group
     body = (
@@ -176,16 +178,16 @@ _ALL = (
     _matmul(1, 1024, 1024),
     _matmul(1, 4096, 4096),
     _batched(12, 128, 64, 128),
-    _conv("convolution", 64, 56, 64, 3),
-    _conv("convolution", 256, 14, 256, 3),
-    _conv("convolution", 64, 56, 256, 1),
-    _conv("convolution", 1024, 14, 256, 1),
-    _conv("convolution", 128, 56, 128, 3, stride=2),
-    _conv("convolution", 256, 56, 512, 1, stride=2),
-    _conv("stem", 3, 224, 64, 7, stride=2),
-    _conv("stem", 3, 224, 32, 3, stride=2),
-    _conv("depthwise", 144, 56, 144, 3, group=144),
-    _conv("depthwise", 144, 56, 144, 5, stride=2, group=144),
+    convolution("convolution", 64, 56, 64, 3),
+    convolution("convolution", 256, 14, 256, 3),
+    convolution("convolution", 64, 56, 256, 1),
+    convolution("convolution", 1024, 14, 256, 1),
+    convolution("convolution", 128, 56, 128, 3, stride=2),
+    convolution("convolution", 256, 56, 512, 1, stride=2),
+    convolution("stem", 3, 224, 64, 7, stride=2),
+    convolution("stem", 3, 224, 32, 3, stride=2),
+    convolution("depthwise", 144, 56, 144, 3, group=144),
+    convolution("depthwise", 144, 56, 144, 5, stride=2, group=144),
     plain("max pool 3×3/2", "pool", f"y = MaxPool <{_WINDOW}> (x)", _MAP, _HALF),
     plain("average pool 3×3/2", "pool", f"y = AveragePool <{_WINDOW}> (x)", _MAP, _HALF),
     plain(

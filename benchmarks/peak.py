@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 
 _ACCUMULATORS = 12  # independent sums, to cover the latency of a multiply-add
-_LANES = 16
 _TURNS = 100_000  # about a millisecond: short enough to find the cores free now and then
 _COPY_BYTES = 64 << 20
 _REPEATS = 50
@@ -78,31 +77,33 @@ def _multiply_adds() -> float:
     from whitebox.compiler.worker import tvm_target
     from whitebox.kernels.cpu.scratch import register_pipeline
 
-    width = _ACCUMULATORS * _LANES
+    # Wider sums than the registers would be spilled, which halves the figure.
+    lanes = host_target(1).lanes
+    width = _ACCUMULATORS * lanes
 
     @T.prim_func(s_tir=True, check_well_formed=False)  # type: ignore[untyped-decorator]
     def spin(x: T.handle, y: T.handle) -> None:
-        factors = T.match_buffer(x, (_LANES,), "float32")
+        factors = T.match_buffer(x, (lanes,), "float32")
         sums = T.match_buffer(y, (width,), "float32")
         held = T.alloc_buffer((width,), "float32", scope="local")
         for number in T.unroll(_ACCUMULATORS):
-            for lane in T.vectorized(_LANES):
-                held[number * _LANES + lane] = sums[number * _LANES + lane]
+            for lane in T.vectorized(lanes):
+                held[number * lanes + lane] = sums[number * lanes + lane]
         for _ in range(_TURNS):
             for number in T.unroll(_ACCUMULATORS):
-                for lane in T.vectorized(_LANES):
-                    held[number * _LANES + lane] = (
-                        held[number * _LANES + lane] * factors[lane] + factors[lane]
+                for lane in T.vectorized(lanes):
+                    held[number * lanes + lane] = (
+                        held[number * lanes + lane] * factors[lane] + factors[lane]
                     )
         for number in T.unroll(_ACCUMULATORS):
-            for lane in T.vectorized(_LANES):
-                sums[number * _LANES + lane] = held[number * _LANES + lane]
+            for lane in T.vectorized(lanes):
+                sums[number * lanes + lane] = held[number * lanes + lane]
 
     module = tvm.IRModule({"main": spin.with_attr("global_symbol", "main")})
     # (the pipeline keeps the sums out of memory)
     target, pipeline = tvm_target(host_target(1)), register_pipeline()
     run = tvm.compile(module, target=target, tir_pipeline=pipeline)["main"]
-    x = tvm.runtime.tensor(np.full(_LANES, 0.5, np.float32))
+    x = tvm.runtime.tensor(np.full(lanes, 0.5, np.float32))
     y = tvm.runtime.tensor(np.zeros(width, np.float32))
     return 2 * width * _TURNS / _best(lambda: run(x, y)) / 1e9
 

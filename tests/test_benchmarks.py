@@ -19,13 +19,14 @@ from benchmarks import models
 from benchmarks.agreement import LIMITS, cosine, least_cosine, relative_error, worst_error
 from benchmarks.batch import BatchResult
 from benchmarks.catalogue import MODELS, Model
-from benchmarks.kernels import OperatorResult
+from benchmarks.kernels import OperatorResult, network_share
 from benchmarks.latency import EngineResult, ModelResult
 from benchmarks.markdown import fill
 from benchmarks.operators import OPERATORS
 from benchmarks.peak import Peak
 from benchmarks.plots import drawn
 from benchmarks.report import summary
+from benchmarks.resnet50 import RESNET50
 from benchmarks.throughput import measure_file
 from benchmarks.tiny import TINY
 from benchmarks.weights import randomised
@@ -201,6 +202,22 @@ def test_rates_are_shares_of_the_fitting_peak() -> None:
     relu = OperatorResult(OPERATORS["relu"], engines)
     assert relu.share("whitebox", peak) == pytest.approx(2 * 4 * 64 * 112 * 112 / 1e6 / 10)
     assert relu.ratio() == pytest.approx(0.5)
+
+
+def test_a_network_is_weighted_by_how_often_it_has_each_operator() -> None:
+    assert sum(operator.count for operator in RESNET50.values()) == 53
+    flops = sum(operator.count * operator.flops for operator in RESNET50.values())
+    assert flops == pytest.approx(8.18e9, rel=0.01)
+    one, other = list(RESNET50.values())[2:4]
+    results = [
+        OperatorResult(one, {"whitebox": EngineResult(times_ms=[1.0])}),
+        OperatorResult(other, {"whitebox": EngineResult(times_ms=[2.0])}),
+        OperatorResult(OPERATORS["relu"], {"whitebox": EngineResult(times_ms=[9.0])}),
+    ]
+    rate = (one.count * one.flops + other.count * other.flops) / (one.count + 2 * other.count) / 1e6
+    share = network_share(results, "resnet50", Peak(gflops=1000.0, gbytes=1.0))
+    assert share == pytest.approx(rate / 1000)
+    assert network_share(results[2:], "resnet50", Peak(1000.0, 1.0)) is None
 
 
 def test_clients_are_served_by_every_engine(tmp_path: Path) -> None:

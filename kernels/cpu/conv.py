@@ -5,17 +5,18 @@ In: X as NCHWc `[N, IC/c, H, W, c]` or NCHW `[N, IC, H, W]` (images), W packed
 `[N, OC/c, OH, OW, c]`. It takes every blocked Conv; the loop nest it makes is
 
     conv_pad:  padded copy of X, parallel over rows          (only where padding is read)
-    parallel n, channel tile, row [, column tile]:
-        for column tile:
+    parallel n, channel tile, row [, column tile]:           or: parallel n, chunk of positions:
+        for column tile:                                             for channel tile, column tile:
             acc[vectors][columns] = 0                        registers
             for ic block, kh, kw, ic in block:
                 acc[v][i] += broadcast X[.., column i, ic] * W[v, .., ic, :]
             result = epilogue(acc)
 
-A 1x1 stride-1 convolution without padding treats H*W as one row. No test is inside the
-reduction: where the columns do not divide, the last tile computes positions that are not written,
-from a copy of X that is wide enough; where the channel tiles do not divide, the last one repeats
-the last channel block.
+Rows may be joined, so that column tiles run over H*W: always possible on narrow vectors, whose few
+columns can have an address each, else for 1x1 kernels of stride 1 without padding. No test is
+inside the reduction: where the columns do not divide, the last tile computes positions that are not
+written, from a copy of X that is wide enough or from the last position again; where the channel
+tiles do not divide, the last one repeats the last channel block.
 """
 
 from __future__ import annotations

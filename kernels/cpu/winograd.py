@@ -5,7 +5,7 @@ B `[OC/c, 1, 1, c]`. Out: NCHWc `[N, OC/c, OH, OW, c]`. It takes kernels of 3x3 
 stride and dilation 1. A tile's 36 multiply-adds for a pair of channels make 4x4 results of a 3x3
 kernel, which take 144 directly, or 2x2 of a 5x5 kernel, which take 100. The loop nest it makes is
 
-    parallel bands of tile rows (or, where the transformed input is small, a loop of its own):
+    parallel bands of tile rows (on wide vectors, where V is small: a loop of its own):
         V[6, 6] = transformed 6x6 input tiles, for all input channels
         for channel tile:
             M[6, 6] = V[6, 6] x U[6, 6]                      36 products of matrices in registers
