@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.agreement import LIMITS, least_cosine, worst_error
+from benchmarks.agreement import LIMITS, QUANTIZED, Limit, least_cosine, worst_error
 from benchmarks.catalogue import MODELS, Model
 from benchmarks.engines import ENGINES, Feeds, Run
 from benchmarks.models import ModelUnavailable, with_weights
@@ -114,11 +114,15 @@ def measure(names: Sequence[str], settings: Settings) -> Iterator[ModelResult]:
 
 
 def _measure_model(model: Model, file: Path, settings: Settings, result: ModelResult) -> None:
-    result.engines = measure_engines(file, model.feeds(settings.seed), settings)
+    limit = QUANTIZED if model.kind == "quantized" else LIMITS[settings.precision]
+    result.engines = measure_engines(file, model.feeds(settings.seed), settings, limit)
 
 
-def measure_engines(file: Path, feeds: Feeds, settings: Settings) -> dict[str, EngineResult]:
-    """Check, then time, all engines on one model."""
+def measure_engines(
+    file: Path, feeds: Feeds, settings: Settings, limit: Limit | None = None
+) -> dict[str, EngineResult]:
+    """Check, then time, all engines on one model. The default limit is the precision's."""
+    limit = limit or LIMITS[settings.precision]
     found: dict[str, EngineResult] = {}
     runs: dict[str, Run] = {}
     answers: dict[str, list[np.ndarray]] = {}
@@ -138,7 +142,7 @@ def measure_engines(file: Path, feeds: Feeds, settings: Settings) -> dict[str, E
             outcome.error = worst_error(answers[name], answers[REFERENCE])
             outcome.cosine = least_cosine(answers[name], answers[REFERENCE])
             # A peer's own rounding is its business; ours has to agree.
-            if name == "whitebox" and not LIMITS[settings.precision].allows(outcome):
+            if name == "whitebox" and not limit.allows(outcome):
                 outcome.failure = f"wrong answer: relative error {outcome.error:.1e}"
                 continue
         runs[name] = run

@@ -50,7 +50,7 @@ def path(name: str) -> Path:
     model = MODELS[name]
     if model.kind == "light":
         return _light_folder() / model.file
-    if model.kind == "export":
+    if model.kind in ("export", "quantized"):
         return _exported(model)
     return package_file(model.package, model.file, only_tag=model.only_tag)
 

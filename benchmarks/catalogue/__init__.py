@@ -12,17 +12,19 @@ from types import MappingProxyType
 from benchmarks.catalogue.exported import EXPORTED
 from benchmarks.catalogue.light import LIGHT
 from benchmarks.catalogue.model import Model
+from benchmarks.catalogue.quantized import QUANTIZED
 from benchmarks.catalogue.real import REAL
 
 MODELS: Mapping[str, Model] = MappingProxyType(
-    {model.name: model for model in (*REAL, *LIGHT, *EXPORTED)}
+    {model.name: model for model in (*REAL, *LIGHT, *EXPORTED, *QUANTIZED)}
 )
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "all": tuple(MODELS),
+        "all": tuple(model.name for model in (*REAL, *LIGHT, *EXPORTED)),
         "real": tuple(model.name for model in REAL),
         "light": tuple(model.name for model in LIGHT),
         "exports": tuple(model.name for model in EXPORTED),
+        "quantized": tuple(model.name for model in QUANTIZED),
     }
 )
 

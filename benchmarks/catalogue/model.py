@@ -16,7 +16,8 @@ import numpy as np
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 # real: weights somebody trained, from a package. light: an architecture of the onnx package, with
 # seeded weights. export: exported here from PyTorch, scikit-learn or LightGBM, with seeded weights.
-Kind = Literal["real", "light", "export"]
+# quantized: made here by onnxruntime's quantiser, with seeded weights.
+Kind = Literal["real", "light", "export", "quantized"]
 
 
 def uniform(low: float, high: float) -> Draw:

@@ -1,6 +1,6 @@
 """Quantised models: small networks built here, made 8-bit by onnxruntime's own quantiser.
 
-What enters: a name of `QUANTIZED`. What leaves: an ONNX file with seeded weights, in one of the
+What leaves: `RECIPES`, name → the bytes of an ONNX file with seeded weights, in one of the
 forms that onnxruntime.quantization writes: pairs of QuantizeLinear and DequantizeLinear (QDQ), its
 QLinear operators (QOperator), or products of integers with scales found at run time (dynamic).
 Activations are calibrated on seeded random data; accuracy on a task is not the point.
@@ -9,9 +9,9 @@ Activations are calibrated on seeded random data; accuracy on a task is not the 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -199,7 +199,7 @@ class Quantized:
     per_channel: bool = False
 
 
-QUANTIZED: Mapping[str, Quantized] = MappingProxyType(
+_QUANTIZED: Mapping[str, Quantized] = MappingProxyType(
     {
         "resnet18-qdq": Quantized(resnet, "qdq"),
         "resnet18-qdq-s8-channels": Quantized(resnet, "qdq", signed=True, per_channel=True),
@@ -207,7 +207,7 @@ QUANTIZED: Mapping[str, Quantized] = MappingProxyType(
         "resnet50-qdq": Quantized(bottlenecks, "qdq"),
         "mobilenetv2-qdq-channels": Quantized(mobilenet, "qdq", per_channel=True),
         "squeezenet-qdq": Quantized(squeezenet, "qdq"),
-        "squeezenet-qoperator-s8": Quantized(squeezenet, "qoperator", signed=True),
+        "squeezenet-qoperator": Quantized(squeezenet, "qoperator"),
         "encoder-qdq": Quantized(encoder, "qdq"),
         "encoder-qdq-s8-channels": Quantized(encoder, "qdq", signed=True, per_channel=True),
         "encoder-qoperator": Quantized(encoder, "qoperator"),
@@ -217,12 +217,7 @@ QUANTIZED: Mapping[str, Quantized] = MappingProxyType(
 )
 
 
-def float_model(name: str, seed: int = 0) -> onnx.ModelProto:
-    """The model before it is quantised."""
-    return QUANTIZED[name].build(Network(np.random.default_rng(seed)))
-
-
-def feeds(model: onnx.ModelProto, seed: int = 0) -> dict[str, np.ndarray]:
+def _feeds(model: onnx.ModelProto, seed: int) -> dict[str, np.ndarray]:
     """Seeded inputs, spread evenly over [-1, 1)."""
     random = np.random.default_rng(seed)
     given = model.graph.input[0]
@@ -230,15 +225,14 @@ def feeds(model: onnx.ModelProto, seed: int = 0) -> dict[str, np.ndarray]:
     return {given.name: random.uniform(-1, 1, dims).astype(np.float32)}
 
 
-@contextmanager
-def quantized(name: str, seed: int = 0) -> Iterator[Path]:
-    """The file of a quantised model, as long as the context lasts."""
+def _quantized(how: Quantized) -> bytes:
+    """The bytes of a quantised model."""
+    model = how.build(Network(np.random.default_rng(0)))
     with tempfile.TemporaryDirectory(prefix="whitebox-") as folder:
-        source, target = Path(folder) / "float.onnx", Path(folder) / f"{name}.onnx"
-        model = float_model(name, seed)
+        source, target = Path(folder) / "float.onnx", Path(folder) / "quantised.onnx"
         onnx.save(model, source)
-        _quantize(QUANTIZED[name], source, target, model)
-        yield target
+        _quantize(how, source, target, model)
+        return target.read_bytes()
 
 
 def _quantize(how: Quantized, source: Path, target: Path, model: onnx.ModelProto) -> None:
@@ -251,7 +245,7 @@ def _quantize(how: Quantized, source: Path, target: Path, model: onnx.ModelProto
 
     class Samples(q.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.left = iter([feeds(model, seed) for seed in range(1, 1 + _CALIBRATION_RUNS)])
+            self.left = iter([_feeds(model, seed) for seed in range(1, 1 + _CALIBRATION_RUNS)])
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.left, None)
@@ -265,3 +259,8 @@ def _quantize(how: Quantized, source: Path, target: Path, model: onnx.ModelProto
         activation_type=signed if how.signed else q.QuantType.QUInt8,
         weight_type=signed,
     )
+
+
+RECIPES: Mapping[str, Callable[[], bytes]] = MappingProxyType(
+    {name: partial(_quantized, how) for name, how in _QUANTIZED.items()}
+)
