@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 # Smaller results are evaluated anew each time: cheaper than a look-up on disk.
 KEPT_BYTES = 1 << 16
+
+# Tasks a thread: enough to even out what they take, few because most nodes take next to nothing.
+_TASKS = 8
 
 # The first answers come before derived arrays are written: both want the same cores.
 WRITE_DELAY_S = 1.0
@@ -77,10 +80,18 @@ class ParameterStore:
     ) -> dict[Node, np.ndarray]:
         """What is found for the nodes. numpy and checksums let threads run meanwhile."""
         wanted = list(nodes)
-        if len(wanted) < 2 or self._threads < 2:
-            return _present(wanted, map(find, wanted))
+        count = 1 if self._threads < 2 else min(len(wanted), _TASKS * self._threads)
+
+        def find_all(start: int) -> dict[Node, np.ndarray]:
+            pairs = [(node, find(node)) for node in wanted[start::count]]
+            return {node: array for node, array in pairs if array is not None}
+
+        if count < 2:
+            return find_all(0) if wanted else {}
         with ThreadPoolExecutor(self._threads, thread_name_prefix="parameters") as pool:
-            return _present(wanted, pool.map(find, wanted))
+            return {
+                n: array for part in pool.map(find_all, range(count)) for n, array in part.items()
+            }
 
     def _keep(self, fresh: dict[Node, np.ndarray]) -> None:
         """Have what was expensive written, in the background."""
@@ -105,11 +116,6 @@ class ParameterStore:
             writers = self._writers
         for writer in writers:
             writer.join()
-
-
-def _present(nodes: Sequence[Node], arrays: Iterable[np.ndarray | None]) -> dict[Node, np.ndarray]:
-    pairs = zip(nodes, arrays, strict=True)
-    return {node: array for node, array in pairs if array is not None}
 
 
 def _is_large(node: Node) -> bool:
