@@ -252,7 +252,7 @@ def test_explain_says_what_was_done_and_what_it_costs(runtime: whitebox.Runtime)
     runtime.register(mlp(9), "explained")
     found = runtime.explain("explained")
     assert [report.name for report in found.passes] == [
-        "fold", "simplify", "layout", "lower_precision", "fuse", "verify",
+        "fold", "simplify", "quantize", "layout", "lower_precision", "fuse", "verify",
     ]  # fmt: skip
     assert any("MatMul+Add+Relu" in step.label for step in found.steps)
     assert all(step.microseconds > 0 for step in found.steps)
