@@ -1,8 +1,8 @@
 """Latency of one request at a time, against the peers, in one process.
 
 What enters: models of the catalogue and settings. What leaves: one `ModelResult` a model. Each
-answer is compared with onnxruntime's before it is timed. Engines take turns in short bursts
-(ABCABC…), so that whatever else the machine does falls on all of them alike.
+answer is compared with an exact one of onnxruntime before it is timed. Engines take turns in short
+bursts (ABCABC…), so that whatever else the machine does falls on all of them alike.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import numpy as np
 
 from benchmarks.agreement import LIMITS, QUANTIZED, Limit, least_cosine, worst_error
 from benchmarks.catalogue import MODELS, Model
-from benchmarks.engines import ENGINES, Feeds, Run
+from benchmarks.engines import ENGINES, Feeds, Run, load_reference
 from benchmarks.models import ModelUnavailable, with_weights
 
-REFERENCE = "onnxruntime"
 # Long enough for one engine's spinning workers to go to sleep before the next engine's turn.
 _PAUSE_S = 0.02
 _WARM_UP = 3
@@ -125,31 +124,37 @@ def measure_engines(
     limit = limit or LIMITS[settings.precision]
     found: dict[str, EngineResult] = {}
     runs: dict[str, Run] = {}
-    answers: dict[str, list[np.ndarray]] = {}
-    # The reference comes first: the others are compared with it.
-    for name in sorted(settings.engines, key=lambda name: name != REFERENCE):
+    reference = _reference(file, feeds, settings.threads)
+    for name in settings.engines:
         outcome = found[name] = EngineResult()
         start = time.perf_counter()
         # Whatever an engine raises is that engine's result, not the benchmark's.
         try:
             run = ENGINES[name](file, feeds, settings.threads, settings.precision)
-            answers[name] = [np.array(array) for array in run()]
+            answer = [np.array(array) for array in run()]
         except Exception as error:
             outcome.failure = _one_line(error)
             continue
         outcome.load_s = time.perf_counter() - start
-        if REFERENCE in answers:
-            outcome.error = worst_error(answers[name], answers[REFERENCE])
-            outcome.cosine = least_cosine(answers[name], answers[REFERENCE])
+        if reference is not None:
+            outcome.error = worst_error(answer, reference)
+            outcome.cosine = least_cosine(answer, reference)
             # A peer's own rounding is its business; ours has to agree.
             if name == "whitebox" and not limit.allows(outcome):
                 outcome.failure = f"wrong answer: relative error {outcome.error:.1e}"
                 continue
         runs[name] = run
-    order = {name: runs[name] for name in settings.engines if name in runs}
-    for name, times in _take_turns(order, settings):
+    for name, times in _take_turns(runs, settings):
         found[name].times_ms.extend(times)
-    return {name: found[name] for name in settings.engines}
+    return found
+
+
+def _reference(file: Path, feeds: Feeds, threads: int) -> list[np.ndarray] | None:
+    """The answer that the engines' are compared with; None where onnxruntime cannot run it."""
+    try:
+        return [np.array(array) for array in load_reference(file, feeds, threads)()]
+    except Exception:
+        return None
 
 
 def _take_turns(runs: dict[str, Run], settings: Settings) -> Iterator[tuple[str, list[float]]]:
