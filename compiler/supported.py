@@ -41,23 +41,25 @@ OPS = frozenset(
     Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization
     BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil Celu Clip Concat
     ConstantOfShape Conv ConvInteger Cos Cosh CumSum DepthToSpace DequantizeLinear Div
-    DynamicQuantizeLinear Elu Equal Erf Exp Expand EyeLike Flatten Floor GRU Gather GatherElements
+    DynamicQuantizeLinear Elu Equal Erf Exp Expand EyeLike Flatten Floor Gather GatherElements
     GatherND Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GroupNormalization
-    HardSigmoid HardSwish InstanceNormalization IsInf IsNaN LRN LSTM LayerNormalization LeakyRelu
+    HardSigmoid HardSwish InstanceNormalization IsInf IsNaN LRN LayerNormalization LeakyRelu
     Less LessOrEqual Log LogSoftmax LpNormalization MatMul MatMulInteger Max MaxPool Mean
     MeanVarianceNormalization Min Mish Mod Mul Neg Not OneHot Or PRelu Pad Pow QLinearConv
-    QLinearMatMul QuantizeLinear RMSNormalization RNN Reciprocal ReduceL1 ReduceL2 ReduceLogSum
+    QLinearMatMul QuantizeLinear RMSNormalization Reciprocal ReduceL1 ReduceL2 ReduceLogSum
     ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu
     Reshape Resize ReverseSequence Round ScatterElements ScatterND Selu Shrink Sigmoid Sign Sin
     Sinh Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh
-    ThresholdedRelu Tile Transpose Trilu Unsqueeze Where Xor whitebox.Centre whitebox.Pack
-    whitebox.Saturate whitebox.Unpack
+    ThresholdedRelu Tile Transpose Trilu Unsqueeze Where Xor whitebox.Centre whitebox.GRU
+    whitebox.LSTM whitebox.Pack whitebox.RNN whitebox.Saturate whitebox.Unpack
     """.split()
 )
 
 
 def lowerable(node: Node) -> str | None:
     """None when the node can be compiled, else the reason why not."""
+    if node.op in ("GRU", "LSTM", "RNN"):
+        return f"{node.op} with lengths, peepholes, clip, layout or activations of its own"
     if node.op not in OPS and node.op not in TEMPLATE_OPS:
         return f"no lowering for {node.op}"
     static = traits(node.op).static_inputs
@@ -121,23 +123,6 @@ def _pool(node: Node) -> str | None:
     return None
 
 
-_ACTIVATIONS = {"GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh"), "RNN": ("Tanh",)}
-
-
-def _recurrent(node: Node) -> str | None:
-    usual = _ACTIVATIONS[node.op] * (2 if node.attr("direction") == "bidirectional" else 1)
-    if tuple(node.attr("activations") or usual) != usual:
-        return f"{node.op} with other activations"
-    if node.attr("clip") or node.attr("input_forget", 0) or node.attr("layout", 0):
-        return f"{node.op} with clip, input_forget or layout"
-    lengths, peepholes = ([*node.inputs, *[None] * 8][k] for k in (4, 7))
-    if lengths is not None or peepholes is not None:
-        return f"{node.op} with sequence lengths or peepholes"
-    if node.tensor.dtype != "float32":
-        return f"{node.op} is compiled for float32 only"
-    return None
-
-
 def _resize(node: Node) -> str | None:
     if node.attr("antialias", 0):
         return "Resize with antialiasing"
@@ -161,7 +146,6 @@ def _inference_only(node: Node) -> str | None:
 _CHECKS: dict[str, Callable[[Node], str | None]] = {
     **dict.fromkeys(TEMPLATE_OPS - INTEGER_OPS, _float32_only),
     **dict.fromkeys(("AveragePool", "MaxPool"), _pool),
-    **dict.fromkeys(("GRU", "LSTM", "RNN"), _recurrent),
     "Resize": _resize,
     "QuantizeLinear": _quantized,
     "BatchNormalization": _inference_only,

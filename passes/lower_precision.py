@@ -67,7 +67,7 @@ _FLOAT32_ONLY = {
     "whitebox.DepthwiseConv": "few weights serve many positions",
     "Conv": "no blocked form",
     "ConvTranspose": "no blocked form",
-    "LSTM": "weights are read as ONNX stores them",
-    "GRU": "weights are read as ONNX stores them",
-    "RNN": "weights are read as ONNX stores them",
+    "whitebox.LSTM": "errors of a state add up over the steps",
+    "whitebox.GRU": "errors of a state add up over the steps",
+    "whitebox.RNN": "errors of a state add up over the steps",
 }

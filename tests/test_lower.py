@@ -30,6 +30,8 @@ from whitebox.ir.graph import (
 )
 from whitebox.ir.onnx_schema import evaluate
 from whitebox.ir.types import TensorType
+from whitebox.passes.rewrite import rewrite
+from whitebox.passes.rules.recurrent import recurrent_rules
 
 tvm = pytest.importorskip("tvm")
 
@@ -173,6 +175,7 @@ def compile_case(case: Any) -> str:
         try:
             graph = onnx_io.load(case.model, "case")
             body, feeds = specialised(graph, list(map(array_of, inputs)))
+            body = rewrite(body, recurrent_rules(TARGET.lanes))
         except Exception as error:
             return f"not imported: {error}"
         computed = [node for node in body.nodes if node.op not in (INPUT, CONSTANT, OUTPUT)]
@@ -253,24 +256,34 @@ def test_integer_division_by_zero_does_not_trap() -> None:
 
 
 @pytest.mark.parametrize("op", ["GRU", "LSTM", "RNN"])
-def test_recurrent_state_of_a_size_that_is_no_multiple_of_a_vector(op: str) -> None:
-    """Each element of the state is updated once a step, those of the last vector too."""
-    gates, hidden = {"GRU": 3, "LSTM": 4, "RNN": 1}[op], 21
-    shapes = [
-        (5, 2, 7),
-        (1, gates * hidden, 7),
-        (1, gates * hidden, hidden),
-        (1, 2 * gates * hidden),
-    ]
+@pytest.mark.parametrize(
+    "batch, hidden, attrs",
+    [
+        (2, 21, {}),
+        (1, 5, {"direction": "reverse"}),
+        (5, 64, {"direction": "bidirectional"}),
+        (7, 80, {"linear_before_reset": 1}),
+    ],
+)
+def test_recurrent_layer(op: str, batch: int, hidden: int, attrs: dict[str, Any]) -> None:
+    """Sizes that are no multiple of a vector or a tile, with states given; serial and shared."""
+    rows, states = {"GRU": (3, 1), "LSTM": (4, 2), "RNN": (1, 1)}[op]
+    rows *= hidden
+    if op != "GRU":
+        attrs = {name: value for name, value in attrs.items() if name == "direction"}
+    directions = 2 if attrs.get("direction") == "bidirectional" else 1
+    shapes = [(5, batch, 7), (directions, rows, 7), (directions, rows, hidden)]
+    shapes += [(directions, 2 * rows), *[(directions, batch, hidden)] * states]
     inputs = [placeholder(k, *shape) for k, shape in enumerate(shapes)]
     rng = np.random.default_rng(0)
     feeds = [(rng.standard_normal(shape) / 3).astype(np.float32) for shape in shapes]
-    layer = ops.node(op, *inputs, hidden_size=hidden, outputs=2)
-    results = [output(layer, k) for k in (0, 1)]
-    for got, want in zip(
-        run(body_of(inputs, *results), feeds), evaluate(layer, feeds), strict=False
-    ):
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    given = (*inputs[:4], None, *inputs[4:])
+    layer = ops.node(op, *given, hidden_size=hidden, outputs=1 + states, **attrs)
+    body = body_of(inputs, *(output(layer, k) for k in range(1 + states)))
+    want = evaluate(layer, [*feeds[:4], None, *feeds[4:]])
+    for got in (run(rewrite(body, recurrent_rules(TARGET.lanes)), feeds) for _ in range(2)):
+        for one, other in zip(got, want, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_overlapping_vectors_never_read_what_they_have_written() -> None:

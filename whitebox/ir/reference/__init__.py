@@ -7,6 +7,7 @@ from whitebox.ir.reference import (  # noqa: F401  (each fills the table)
     integer,
     movement,
     optional,
+    recurrent,
     windows,
 )
 from whitebox.ir.reference.control import CONTROL

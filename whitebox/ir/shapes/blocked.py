@@ -138,3 +138,15 @@ def _matmul_integer(call: Call) -> TensorType:
     if not group or panels != (-(-n // tile), -(-shape[-1] // group), tile * group):
         raise Misfit(f"the weight is not packed for {n} columns in tiles of {tile}")
     return TensorType("int32", (*shape[:-1], n))
+
+
+@rule("whitebox.GRU", "whitebox.LSTM", "whitebox.RNN")
+def _recurrent(call: Call) -> tuple[TensorType, ...]:
+    steps, batch, directions, gates, units = call.tensor(0).dims
+    panels, hidden = call.tensor(1).dims, call.attrs["hidden_size"]
+    lanes = panels[-1]
+    if panels != (directions, units // lanes, gates, hidden, lanes):
+        raise Misfit(f"the weights are not packed for {hidden} units of {gates} gates")
+    dtype, state = call.dtype(0), (directions, batch, hidden)
+    states = TensorType(dtype, state)
+    return TensorType(dtype, (steps, directions, batch, hidden)), states, states
