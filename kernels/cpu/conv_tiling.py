@@ -19,6 +19,8 @@ _IN_FLIGHT, _NARROW_IN_FLIGHT = 10, 8
 # Cycles of a load where it is an instruction of its own: two a cycle, less where broadcasts meet in
 # a bank of the cache. With AVX-512 (16 lanes) a broadcast is part of its multiply-add.
 _LOAD_CYCLES = 0.65
+# Two columns of 8 lanes share a cache line, which tiles of an odd number split with neighbours.
+_SPLIT_LINE_CYCLES = 0.5
 # Columns whose addresses fit the integer registers, and what making one costs.
 _ADDRESSES, _ADDRESS_CYCLES = 6, 4
 # Bytes of weights a core can stream per cycle when one channel tile's weights stay in its cache,
@@ -149,7 +151,8 @@ def _arithmetic(tile: Tile, lanes: int) -> float:
     held, loads = tile.columns * tile.vectors, tile.columns + tile.vectors
     if lanes == 16:
         return max(held, _IN_FLIGHT) / _PER_CYCLE
-    return max(max(held, _NARROW_IN_FLIGHT) / _PER_CYCLE, loads * _LOAD_CYCLES)
+    split = _SPLIT_LINE_CYCLES if lanes == 8 and tile.columns % 2 else 0.0
+    return max(max(held, _NARROW_IN_FLIGHT) / _PER_CYCLE, loads * _LOAD_CYCLES) + split
 
 
 def ranked_tiles(extents: Extents, lanes: int, threads: int, most: int = 8) -> list[Tile]:
