@@ -51,7 +51,7 @@ OPS = frozenset(
     Reshape Resize ReverseSequence Round ScatterElements ScatterND Selu Shrink Sigmoid Sign Sin
     Sinh Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh
     ThresholdedRelu Tile Transpose Trilu Unsqueeze Where Xor whitebox.Centre whitebox.GRU
-    whitebox.LSTM whitebox.Pack whitebox.RNN whitebox.Saturate whitebox.Unpack
+    whitebox.LSTM whitebox.Pack whitebox.RNN whitebox.Saturate whitebox.TreeWalk whitebox.Unpack
     """.split()
 )
 

@@ -10,6 +10,9 @@ import pytest
 from onnx import TensorProto, helper
 
 import whitebox
+from whitebox.ir import onnx_io, onnx_schema
+from whitebox.passes import optimize
+from whitebox.passes.fold import specialize
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -178,7 +181,7 @@ def test_answers_as_onnxruntime(name: str) -> None:
     proto = CASES[name]
     ours = whitebox.InferenceSession(proto)
     theirs = onnxruntime.InferenceSession(proto.SerializeToString())
-    for rows in (1, 6):
+    for rows in (1, 6, 40):
         x = np.random.default_rng(rows).standard_normal((rows, FEATURES)).astype(np.float32)
         if "tree" in name or name == "forest":
             x[rows // 2, 1:3] = np.nan
@@ -198,3 +201,23 @@ def test_variants_of_a_tree_share_kernels(tmp_path: Any) -> None:
         attributes["nodes_values"] = [value + 1 for value in attributes["nodes_values"]]
         other = model("TreeEnsembleRegressor", {"y": FLOAT}, n_targets=1, **attributes)
         assert runtime.register(other, "other").kernels_compiled == 0
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize("name", ["one-tree", "stumps", "forest"])
+def test_walks_through_trees_mean_the_same_in_numpy_and_in_standard_operators(
+    name: str, rows: int
+) -> None:
+    graph = onnx_io.load(CASES[name])
+    fast = optimize(specialize(graph, {"x": (rows, FEATURES)}))
+    bodies = [node.attr("body") for node in fast.nodes if node.op == "whitebox.Fused"]
+    assert any(node.op == "whitebox.TreeWalk" for body in bodies for node in body.nodes)
+    x = np.random.default_rng(rows).standard_normal((rows, FEATURES)).astype(np.float32)
+    x[0, 1:3] = np.nan
+    answers = [
+        onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": x})[0]
+        for proto in (CASES[name], onnx_io.dump(fast))
+    ]
+    (here,) = onnx_schema.evaluate_graph(fast, [x]).values()
+    np.testing.assert_allclose(answers[1], answers[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(here, answers[0], rtol=1e-4, atol=1e-5)

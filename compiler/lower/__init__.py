@@ -28,6 +28,7 @@ from whitebox.compiler.lower import (  # noqa: F401 - each registers the operato
     reduction,
     resize,
     scan,
+    trees,
 )
 from whitebox.compiler.lower.anchored import lower_anchored
 from whitebox.compiler.lower.value import EMITTERS, Body, Value, const, from_array

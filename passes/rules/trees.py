@@ -1,4 +1,4 @@
-"""Ensembles of decision trees without branches: every tree of every row takes a step at a time.
+"""Ensembles of decision trees without branches: every tree of every row takes steps side by side.
 
 All nodes of all trees are in one table. A row's position in a tree is an index into it; a step
 looks up the node's feature and threshold, compares, and moves to a child. Leaves lead to
@@ -14,6 +14,7 @@ import numpy as np
 
 from whitebox.ir import ops
 from whitebox.ir.graph import Node, constant
+from whitebox.passes.rules.algebra import reshape
 
 _COMPARISONS = {
     "BRANCH_LEQ": "LessOrEqual",
@@ -21,6 +22,12 @@ _COMPARISONS = {
     "BRANCH_GTE": "GreaterOrEqual",
     "BRANCH_GT": "Greater",
 }
+
+# A kernel takes at most so many steps: they are written out one after the other.
+_MAX_STEPS = 16
+
+# From so many rows on, a tree takes them one after the other: its nodes stay in the cache.
+_MANY_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -124,29 +131,21 @@ def tree_scores(x: Node, forest: Forest, aggregate: str) -> Node | None:
     }
     if aggregate not in reduction or forest.feature.max() >= x.tensor.dims[1]:
         return None
-    rows, trees = x.tensor.dims[0], len(forest.roots)
-    position = ops.node(
-        "Expand", constant(forest.roots), constant(np.array([rows, trees], np.int64))
-    )
-    for _ in range(forest.depth):
-        position = _step(x, forest, position)
+    tables = [constant(t) for t in (forest.feature, forest.threshold, forest.yes, forest.no)]
+    if forest.nan_is_yes.any():
+        tables.append(constant(forest.nan_is_yes))
+    rows_last = x.tensor.dims[0] >= _MANY_ROWS
+    position = constant(forest.roots.reshape(-1, 1) if rows_last else forest.roots)
+    for done in range(0, max(forest.depth, 1), _MAX_STEPS):
+        steps = min(forest.depth - done, _MAX_STEPS)
+        position = ops.node(
+            "whitebox.TreeWalk", x, position, *tables,
+            depth=steps, comparison=forest.comparison, rows_last=int(rows_last),
+        )  # fmt: skip
     results = forest.scores.shape[1]
     table = constant(forest.scores[:, 0] if results == 1 else forest.scores)
     leaves = ops.node("Gather", table, position, axis=0)
-    axis = constant(np.array([1], np.int64))
-    total = ops.node(reduction[aggregate], leaves, axis, keepdims=int(results == 1))
+    axis = constant(np.array([0 if rows_last else 1], np.int64))
+    total = ops.node(reduction[aggregate], leaves, axis, keepdims=0)
+    total = reshape(total, (x.tensor.dims[0], results))
     return ops.node("Add", total, constant(forest.base)) if forest.base.any() else total
-
-
-def _step(x: Node, forest: Forest, position: Node) -> Node:
-    """Every position moved to a child, or left where it is a leaf."""
-
-    def look_up(table: np.ndarray) -> Node:
-        return ops.node("Gather", constant(table), position, axis=0)
-
-    value = ops.node("GatherElements", x, look_up(forest.feature), axis=1)
-    chosen = ops.node(forest.comparison, value, look_up(forest.threshold))
-    if forest.nan_is_yes.any():
-        missing = ops.node("And", ops.node("IsNaN", value), look_up(forest.nan_is_yes))
-        chosen = ops.node("Or", chosen, missing)
-    return ops.node("Where", chosen, look_up(forest.yes), look_up(forest.no))

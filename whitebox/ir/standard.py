@@ -190,6 +190,24 @@ def _unpack(node: Node, inputs: tuple[Node | None, ...]) -> Node:
     return ops.node("Slice", plain, _ints(0), _ints(channels), _ints(1))
 
 
+def _tree_walk(node: Node, inputs: tuple[Node | None, ...]) -> Node:
+    x, start, feature, threshold, yes, no = (_given(inputs, index) for index in range(6))
+    missing = inputs[6] if len(inputs) > 6 else None
+    place = ops.node("Expand", start, _ints(*node.tensor.dims))
+    axis = 0 if node.attr("rows_last") else 1
+    x = x if axis else _transpose(x, 1, 0)
+    for _ in range(node.attr("depth")):
+        value = ops.node("GatherElements", x, ops.node("Gather", feature, place), axis=axis)
+        chosen = ops.node(node.attr("comparison"), value, ops.node("Gather", threshold, place))
+        if missing is not None:
+            known = ops.node("And", ops.node("IsNaN", value), ops.node("Gather", missing, place))
+            chosen = ops.node("Or", chosen, known)
+        place = ops.node(
+            "Where", chosen, ops.node("Gather", yes, place), ops.node("Gather", no, place)
+        )
+    return place
+
+
 _EXPANSIONS: Mapping[str, Expansion] = {
     "whitebox.Conv": _conv,
     "whitebox.WinogradConv": _winograd_conv,
@@ -199,5 +217,6 @@ _EXPANSIONS: Mapping[str, Expansion] = {
     "whitebox.MatMul": _matmul,
     "whitebox.MatMulTransposed": _matmul_transposed,
     "whitebox.Pack": _pack,
+    "whitebox.TreeWalk": _tree_walk,
     "whitebox.Unpack": _unpack,
 }
