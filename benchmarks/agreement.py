@@ -34,7 +34,7 @@ class Limit:
 
 # bf16 keeps 8 bits: an operand is off by up to 2⁻⁹, a sum of many by less, a network of many layers
 # by more again. Direction says more about such an answer than its worst element.
-LIMITS = MappingProxyType({"f32": Limit(LIMIT, 0.999), "bf16": Limit(0.1, 0.999)})
+LIMITS = MappingProxyType({"f32": Limit(LIMIT, 0.999), "bf16": Limit(0.2, 0.99)})
 # A float32 sum that falls to the other side of one half is a step of 1/256, and makes more further
 # on. Where the CPU lacks VNNI the peers' own products saturate, or leave a bit out.
 QUANTIZED = Limit(0.15, 0.99)
