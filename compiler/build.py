@@ -55,7 +55,7 @@ class BuildReport:
 class _Worker:
     """One worker process and the pipe to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, niceness: int) -> None:
         # One LLVM thread a worker; the cores are shared by the workers.
         env = {**os.environ, "TVM_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
@@ -65,6 +65,8 @@ class _Worker:
             env=env,
             start_new_session=True,  # Ctrl-C goes to the parent, which closes the pipe
         )
+        if niceness:
+            os.setpriority(os.PRIO_PROCESS, self.process.pid, niceness)
 
     def run(self, job: Job) -> Answer:
         """Compile one kernel. Raises CompileError when the process crashes or takes too long."""
@@ -103,15 +105,26 @@ class _Worker:
 
 
 class KernelBuilder:
-    """Compiles kernels for one target into one cache. Thread-safe."""
+    """Compiles kernels for one target into one cache. Thread-safe.
 
-    def __init__(self, cache: KernelCache, target: Target, workers: int | None = None) -> None:
+    `workers` and `niceness` are the number of worker processes and their priority.
+    """
+
+    def __init__(
+        self,
+        cache: KernelCache,
+        target: Target,
+        workers: int | None = None,
+        niceness: int = 0,
+    ) -> None:
         self.cache = cache
         self.target = target
         self.workers = workers or target.threads
+        self.niceness = niceness
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._pending: dict[str, Future[None]] = {}
         self._threads = 0
+        self._workers: set[_Worker] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self.compiled_total = 0
@@ -192,12 +205,12 @@ class KernelBuilder:
         worker: _Worker | None = None
         try:
             while (job := self._next_job()) is not None:
-                worker = worker or _Worker()
+                worker = worker or self._start_worker()
                 try:
                     answer = worker.run(job)
                 except CompileError as error:
                     worker.process.kill()
-                    worker.close()
+                    self._end_worker(worker)
                     worker = None
                     self._finish(job.key, error)
                 else:
@@ -205,7 +218,18 @@ class KernelBuilder:
                     self._finish(job.key, kind(answer.error) if answer.error else None)
         finally:
             if worker is not None:
-                worker.close()
+                self._end_worker(worker)
+
+    def _start_worker(self) -> _Worker:
+        worker = _Worker(self.niceness)
+        with self._lock:
+            self._workers.add(worker)
+        return worker
+
+    def _end_worker(self, worker: _Worker) -> None:
+        with self._lock:
+            self._workers.discard(worker)
+        worker.close()
 
     def _next_job(self) -> Job | None:
         """The next job; None when this thread should end, its place given up."""
@@ -228,6 +252,17 @@ class KernelBuilder:
             future.set_result(None)
         else:
             future.set_exception(error)
+
+    def abandon(self) -> None:
+        """Close at once: kernels that are not compiled yet fail."""
+        self.close()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                job = self._jobs.get_nowait()
+                self._finish(job.key, CompileError("not compiled: the runtime is being closed"))
+        with self._lock:
+            for worker in self._workers:
+                worker.process.kill()
 
     def close(self) -> None:
         """Let the workers end; kernels being compiled are finished."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from whitebox.ir.graph import Node
+from whitebox.ir.graph import Graph, Node
 from whitebox.ir.ops import traits
 from whitebox.ir.types import TensorType, Type
 
@@ -54,6 +54,30 @@ OPS = frozenset(
     whitebox.LSTM whitebox.Pack whitebox.RNN whitebox.Saturate whitebox.TreeWalk whitebox.Unpack
     """.split()
 )
+
+
+# Those that have a kernel for free sizes as well, in float32.
+_FREE_OPS = frozenset(
+    """
+    whitebox.Conv whitebox.DepthwiseConv whitebox.MatMul whitebox.MatMulTransposed
+    whitebox.MaxPool whitebox.WinogradConv
+    """.split()
+)
+# Fast through a template only, which is made for numbers.
+_FIXED_OPS = (TEMPLATE_OPS - _FREE_OPS) | frozenset(
+    "AveragePool Conv GRU Gemm LSTM MaxPool RNN".split()
+)
+
+
+def serves_free_sizes(body: Graph) -> bool:
+    """Whether a body can have one kernel for every value of its symbols."""
+    return not any(
+        node.op in _FIXED_OPS or (node.op in _FREE_OPS and _narrow(node)) for node in body.nodes
+    )
+
+
+def _narrow(node: Node) -> bool:
+    return any(source is not None and source.tensor.dtype != "float32" for source in node.inputs)
 
 
 def lowerable(node: Node) -> str | None:

@@ -8,6 +8,7 @@ compiles, and never chooses what to fuse.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,14 +32,18 @@ from whitebox.compiler.lower import (  # noqa: F401 - each registers the operato
     trees,
 )
 from whitebox.compiler.lower.anchored import lower_anchored
+from whitebox.compiler.lower.tiled import Apart, anchor_of, fused
 from whitebox.compiler.lower.value import EMITTERS, Body, Value, const, from_array
+from whitebox.compiler.supported import serves_free_sizes
 from whitebox.compiler.target import Target
 from whitebox.errors import CompileError, NoSuchVariant
 from whitebox.ir.graph import CONSTANT, INPUT, OUTPUT, Graph, Node
+from whitebox.ir.sizes import Extent, Size
 from whitebox.ir.types import TensorType
-from whitebox.kernels.cpu.nest import Array, sequence
+from whitebox.kernels.cpu.affine import expression
+from whitebox.kernels.cpu.nest import Array, flat_shape, sequence
 
-__all__ = ["lower"]
+__all__ = ["is_free", "lower"]
 
 
 def lower(body: Graph, target: Target, name: str, variant: int = 0) -> tvm.IRModule:
@@ -47,6 +52,8 @@ def lower(body: Graph, target: Target, name: str, variant: int = 0) -> tvm.IRMod
     Variants above 0 are other schedules of a template, in the order of its cost model. Raises
     NoSuchVariant beyond the last.
     """
+    if is_free(body):
+        return _free(body, target, name, variant)
     anchored = lower_anchored(body, target, name, emit, variant)
     if anchored is not None:
         return anchored
@@ -55,8 +62,12 @@ def lower(body: Graph, target: Target, name: str, variant: int = 0) -> tvm.IRMod
     return _nest(body, target, name)
 
 
-def _nest(body: Graph, target: Target, name: str) -> tvm.IRModule:
-    """A kernel of plain loop nests: everything but the operators that have a template."""
+def _nest(body: Graph, target: Target, name: str, anchor: Node | None = None) -> tvm.IRModule:
+    """A kernel of plain loop nests: everything but the operators that have a template.
+
+    An `anchor` hands its vectors to the rest of the body as they are made. Raises Apart when the
+    rest does not take them so.
+    """
     model = body.model
     made = Body(target)
     known: dict[Node, tuple[Value, ...]] = {}
@@ -66,28 +77,60 @@ def _nest(body: Graph, target: Target, name: str) -> tvm.IRModule:
         known[node] = (from_array(array, node.tensor.dtype),)
         parameters.append(parameter)
         views.append(view)
-    emit(body, known, made)
-    results: dict[tuple[int, ...], list[tuple[Array, Value]]] = {}
+    results: dict[tuple[Extent, ...], list[tuple[Array, Node]]] = {}
     for position, (_, node) in enumerate(model.outputs):
         array, parameter, view = _parameter(node.tensor, f"r{position}")
         parameters.append(parameter)
         views.append(view)
-        results.setdefault(array.shape, []).append((array, known[node][0]))
-    for pairs in results.values():
-        made.store(pairs)
-    statements = [*views, *made.allocations, *made.statements, *made.last_reads()]
-    function = tirx.PrimFunc(parameters, sequence(statements))
+        results.setdefault(array.shape, []).append((array, node))
+    emit(body, known, made, anchor)
+    if anchor is not None:
+        ((result, node),) = results[anchor.tensor.extents]
+
+        def rest() -> Value:
+            emit(body, known, made, anchor)
+            return known[node][0]
+
+        fused(anchor, known, made, result, rest)
+    else:
+        for pairs in results.values():
+            made.store([(array, known[node][0]) for array, node in pairs])
+    statements = [*views, *made.definitions, *made.allocations, *made.statements]
+    function = tirx.PrimFunc(parameters, sequence([*statements, *made.last_reads()]))
     function = function.with_attr({"global_symbol": name, "tirx.noalias": True})
-    return tvm.IRModule({name: function})
+    # Where a condition decides whether a nest is parallel, its body is there twice.
+    return tirx.transform.ConvertSSA()(tvm.IRModule({name: function}))
+
+
+def is_free(body: Graph) -> bool:
+    """Whether a body has sizes that are known only when its kernel runs."""
+    arguments = [node for _, node in (*body.model.inputs, *body.model.outputs)]
+    return not all(node.tensor.is_static for node in arguments)
+
+
+def _free(body: Graph, target: Target, name: str, variant: int) -> tvm.IRModule:
+    """A kernel for every value of a body's symbols; none where only a template would be fast."""
+    if variant:
+        raise NoSuchVariant("kernels for free sizes have one schedule")
+    if not serves_free_sizes(body):
+        raise CompileError("a body with symbols holds an operator that only a template makes fast")
+    anchor = anchor_of(body)
+    if anchor is not None:
+        with contextlib.suppress(Apart):
+            return _nest(body, target, name, anchor)
+    return _nest(body, target, name)
 
 
 def _parameter(type: TensorType, name: str) -> tuple[Array, Any, Any]:
     """An argument: its array, the parameter, and the statement that views it as one dimension."""
-    size = math.prod(type.dims)
-    parameter = tirx.decl_buffer(type.dims, type.dtype, name=name)
+    parameter = tirx.decl_buffer(
+        [expression(dim) if isinstance(dim, Size) else dim for dim in type.extents],
+        type.dtype,
+        name=name,
+    )
     data = tirx.buffer_data(parameter)
-    flat = tirx.decl_buffer((max(size, 1),), type.dtype, name=f"{name}_flat", data=data)
-    return Array(type.dims, flat), parameter, tirx.DeclBuffer(flat, data=data)
+    flat = tirx.decl_buffer(flat_shape(type.extents), type.dtype, name=f"{name}_flat", data=data)
+    return Array(type.extents, flat), parameter, tirx.DeclBuffer(flat, data=data)
 
 
 def emit(
@@ -142,4 +185,4 @@ def _constant(node: Node) -> Value | None:
     if math.prod(node.tensor.dims) != 1 or node.tensor.dtype == "string":
         return None
     number, dtype = node.value.reshape(-1)[0].item(), node.tensor.dtype
-    return Value(dtype, node.tensor.dims, lambda scope, axes: const(number, dtype))
+    return Value(dtype, node.tensor.extents, lambda scope, axes: const(number, dtype))

@@ -23,7 +23,7 @@ def _pack(node: Node, args: Sequence[Value], body: Body) -> Value:
             lambda: const(0, source.dtype),
         )
 
-    return Value(source.dtype, node.tensor.dims, element)
+    return Value(source.dtype, node.tensor.extents, element)
 
 
 @emitter("whitebox.Unpack")

@@ -13,6 +13,7 @@ from typing import Any
 from tvm import tirx
 
 from whitebox.compiler.lower.templates import window
+from whitebox.compiler.lower.tiled import separate
 from whitebox.compiler.lower.value import (
     Axes,
     Body,
@@ -28,10 +29,11 @@ from whitebox.compiler.lower.value import (
 )
 from whitebox.errors import CompileError
 from whitebox.ir.graph import Node
+from whitebox.ir.sizes import Extent, Size, all_known, known
 
 
 def _summed(
-    body: Body, shape: Sequence[int], extents: Sequence[int], term: Any, dtype: str, wide: str
+    body: Body, shape: Sequence[Extent], extents: Sequence[Extent], term: Any, dtype: str, wide: str
 ) -> Value:
     reduction = Reduction(
         tuple(extents),
@@ -52,7 +54,7 @@ def multiplied(body: Body, a: Value, b: Value, dtype: str) -> Value:
     left, right = body.materialize(left), body.materialize(right)
     rank = max(len(left.shape), len(right.shape))
     stacks = [(1,) * (rank - len(v.shape)) + v.shape[:-2] for v in (left, right)]
-    stack = tuple(max(pair) if 0 not in pair else 0 for pair in zip(*stacks, strict=True))
+    stack = tuple(b if a == 1 else a for a, b in zip(*stacks, strict=True))
     shape = (*stack, left.shape[-2], right.shape[-1])
     wide = compute_dtype(dtype)
 
@@ -73,6 +75,8 @@ def multiplied(body: Body, a: Value, b: Value, dtype: str) -> Value:
 
 @emitter("MatMul")
 def _matmul(node: Node, args: Sequence[Value], body: Body) -> Value:
+    if node.tensor.dtype == "float32" and any(isinstance(d, Size) for d in node.tensor.extents):
+        return separate(node, args, body)
     return multiplied(body, args[0], args[1], node.tensor.dtype)
 
 
@@ -118,7 +122,7 @@ def _inside(scope: Scope, source: Value, axes: Axes, first: int, otherwise: Any,
     return check(first)
 
 
-def resolved_pads(node: Node, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
+def resolved_pads(node: Node, size: Sequence[Extent], kernel: Sequence[int]) -> tuple[int, ...]:
     """Leading pads of a sliding window; those of `auto_pad` follow from the declared result."""
     strides, pads, dilations = window(node, len(size))
     mode = node.attr("auto_pad", "NOTSET")
@@ -126,9 +130,9 @@ def resolved_pads(node: Node, size: Sequence[int], kernel: Sequence[int]) -> tup
         return tuple(pads[: len(size)])
     leading = []
     for dim, out, k, s, d in zip(
-        size, node.tensor.dims[2:], kernel, strides, dilations, strict=True
+        size, node.tensor.extents[2:], kernel, strides, dilations, strict=True
     ):
-        total = max((out - 1) * s + (k - 1) * d + 1 - dim, 0)
+        total = max((known(out) - 1) * s + (k - 1) * d + 1 - known(dim), 0)
         leading.append((total + (mode == "SAME_LOWER")) // 2)
     return tuple(leading)
 
@@ -150,12 +154,12 @@ def convolved(
     """A convolution over any number of axes, its window summed as one reduction."""
     rank = len(source.shape) - 2
     strides, _, dilations = window(node, rank)
-    pads = resolved_pads(node, source.shape[2:], weight.shape[2:])
+    pads = resolved_pads(node, source.shape[2:], all_known(weight.shape[2:]))
     dtype = into or node.tensor.dtype
     wide = compute_dtype(dtype)
     outputs = weight.shape[0] // node.attr("group", 1)
     # The group is an axis of its own, so that no index is a quotient.
-    n, _, *space = node.tensor.dims
+    n, _, *space = node.tensor.extents
     shape = (n, node.attr("group", 1), outputs, *space)
     source, weight = body.materialize(source), body.materialize(weight)
 
@@ -171,7 +175,7 @@ def convolved(
         w = weight.at(scope, (group * outputs + output, channel, *taps))
         return [x * convert(w, wide)]
 
-    total = reshaped(_summed(body, shape, weight.shape[1:], term, wide, wide), node.tensor.dims)
+    total = reshaped(_summed(body, shape, weight.shape[1:], term, wide, wide), node.tensor.extents)
 
     def element(scope: Scope, axes: Axes) -> Any:
         result = total.at(scope, axes)
@@ -220,7 +224,7 @@ def _pool(node: Node, args: Sequence[Value], body: Body) -> Value:
         (wide,) if greatest else (wide, wide),
         lambda scope, kept, s: convert(s[0] if greatest else s[0] / s[1], source.dtype),
     )
-    return body.reduce(node.tensor.dims, node.tensor.dtype, reduction)
+    return body.reduce(node.tensor.extents, node.tensor.dtype, reduction)
 
 
 def _ones(like: Value) -> Value:

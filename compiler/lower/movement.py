@@ -28,6 +28,7 @@ from whitebox.compiler.lower.value import (
 )
 from whitebox.errors import CompileError
 from whitebox.ir.graph import Node
+from whitebox.ir.sizes import Extent, known
 from whitebox.kernels.cpu.affine import Opaque
 
 
@@ -38,7 +39,7 @@ def _identity(node: Node, args: Sequence[Value], body: Body) -> Value:
 
 @emitter("Reshape", "Squeeze", "Unsqueeze", "Flatten")
 def _reshape(node: Node, args: Sequence[Value], body: Body) -> Value:
-    return reshaped(args[0], node.tensor.dims)
+    return reshaped(args[0], node.tensor.extents)
 
 
 @emitter("Transpose")
@@ -51,7 +52,7 @@ def _transpose(node: Node, args: Sequence[Value], body: Body) -> Value:
 
 @emitter("Expand")
 def _expand(node: Node, args: Sequence[Value], body: Body) -> Value:
-    return Value(node.tensor.dtype, node.tensor.dims, args[0].broadcast)
+    return Value(node.tensor.dtype, node.tensor.extents, args[0].broadcast)
 
 
 @emitter("Tile")
@@ -72,10 +73,13 @@ def _slice(node: Node, args: Sequence[Value], body: Body) -> Value:
     steps = ints(node, 4, [1] * len(starts))
     first, stride = [0] * len(shape), [1] * len(shape)
     for axis, start, step in zip(axes_given, starts, steps, strict=True):
-        dim = shape[axis]
+        stride[axis] = step
+        if start >= 0 and step > 0:
+            first[axis] = start  # it lies inside, since something is left
+            continue
+        dim = known(shape[axis])
         start = start + dim if start < 0 else start
         first[axis] = min(max(start, 0), dim if step > 0 else dim - 1)
-        stride[axis] = step
     return moved(
         node,
         args[0],
@@ -86,11 +90,11 @@ def _slice(node: Node, args: Sequence[Value], body: Body) -> Value:
 @emitter("Split")
 def _split(node: Node, args: Sequence[Value], body: Body) -> tuple[Value, ...]:
     axis = node.attr("axis", 0) % len(args[0].shape)
-    sizes = [type.dims[axis] for type in node.types]  # type: ignore[union-attr]
+    sizes = [type.extents[axis] for type in node.types]  # type: ignore[union-attr]
     starts = [0, *accumulate(sizes)][:-1]
 
     def part(index: int) -> Value:
-        start, shape = starts[index], node.types[index].dims  # type: ignore[union-attr]
+        start, shape = starts[index], node.types[index].extents  # type: ignore[union-attr]
 
         def element(scope: Scope, axes: Axes) -> Any:
             return args[0].at(scope, (*axes[:axis], axes[axis] + start, *axes[axis + 1 :]))
@@ -102,7 +106,7 @@ def _split(node: Node, args: Sequence[Value], body: Body) -> tuple[Value, ...]:
 
 @emitter("Concat")
 def _concat(node: Node, args: Sequence[Value], body: Body) -> Value:
-    axis = node.attr("axis") % len(node.tensor.dims)
+    axis = node.attr("axis") % len(node.tensor.extents)
     parts = [arg for arg in args if arg.shape[axis]]
     ends = list(accumulate(part.shape[axis] for part in parts))
 
@@ -117,13 +121,13 @@ def _concat(node: Node, args: Sequence[Value], body: Body) -> Value:
 
         return pick(0)
 
-    return Value(node.tensor.dtype, node.tensor.dims, element)
+    return Value(node.tensor.dtype, node.tensor.extents, element)
 
 
 @emitter("DepthToSpace")
 def _depth_to_space(node: Node, args: Sequence[Value], body: Body) -> Value:
     size = node.attr("blocksize")
-    channels = node.tensor.dims[1]
+    channels = node.tensor.extents[1]
     depth_first = node.attr("mode", "DCR") == "DCR"
 
     def where(axes: Axes) -> Axes:
@@ -169,7 +173,7 @@ def _pad(node: Node, args: Sequence[Value], body: Body) -> Value:
     def element(scope: Scope, axes: Axes) -> Any:
         return _pad_from_inside(scope, args[0], mode, axes, before, 0)
 
-    return Value(node.tensor.dtype, node.tensor.dims, element)
+    return Value(node.tensor.dtype, node.tensor.extents, element)
 
 
 def _pad_constant(node: Node, source: Value, before: list[int], fill: Value | None) -> Value:
@@ -196,7 +200,7 @@ def _pad_constant(node: Node, source: Value, before: list[int], fill: Value | No
 
         return check(0)
 
-    return Value(dtype, node.tensor.dims, element)
+    return Value(dtype, node.tensor.extents, element)
 
 
 def _pad_from_inside(
@@ -214,7 +218,7 @@ def _pad_from_inside(
 
     if mode == "wrap":
         return at(own % dim)
-    if mode == "reflect" and dim > 1:
+    if mode == "reflect" and dim != 1:
         own = own % (2 * (dim - 1))
     low = scope.less(own, 0)
     high = scope.less(own, dim)
@@ -227,7 +231,7 @@ def _pad_from_inside(
     )
 
 
-def looked_up(scope: Scope, indices: Value, axes: Axes, dim: int) -> Index:
+def looked_up(scope: Scope, indices: Value, axes: Axes, dim: Extent) -> Index:
     """An index that comes as data: negative ones count from the end, all are kept in range."""
     raw = convert(indices.at(scope, axes), "int32")
     zero, size = const(0, "int32"), const(dim, "int32")
@@ -248,7 +252,7 @@ def _gather(node: Node, args: Sequence[Value], body: Body) -> Value:
         place = looked_up(scope, indices, axes[axis : axis + rank], data.shape[axis])
         return data.at(scope, (*axes[:axis], place, *axes[axis + rank :]))
 
-    return Value(node.tensor.dtype, node.tensor.dims, element)
+    return Value(node.tensor.dtype, node.tensor.extents, element)
 
 
 @emitter("GatherElements")
@@ -260,7 +264,7 @@ def _gather_elements(node: Node, args: Sequence[Value], body: Body) -> Value:
         place = looked_up(scope, indices, axes, data.shape[axis])
         return data.at(scope, (*axes[:axis], place, *axes[axis + 1 :]))
 
-    return Value(node.tensor.dtype, node.tensor.dims, element)
+    return Value(node.tensor.dtype, node.tensor.extents, element)
 
 
 @emitter("GatherND")
@@ -273,17 +277,17 @@ def _gather_nd(node: Node, args: Sequence[Value], body: Body) -> Value:
     def element(scope: Scope, axes: Axes) -> Any:
         places = tuple(
             looked_up(scope, indices, (*axes[:outer], Index({}, k)), data.shape[batch + k])
-            for k in range(depth)
+            for k in range(known(depth))
         )
         return data.at(scope, (*axes[:batch], *places, *axes[outer:]))
 
-    return Value(node.tensor.dtype, node.tensor.dims, element)
+    return Value(node.tensor.dtype, node.tensor.extents, element)
 
 
 @emitter("OneHot")
 def _one_hot(node: Node, args: Sequence[Value], body: Body) -> Value:
     indices, values = args[0], args[2]
-    shape = node.tensor.dims
+    shape = node.tensor.extents
     axis = node.attr("axis", -1) % len(shape)
     depth = shape[axis]
 
@@ -308,7 +312,7 @@ def _trilu(node: Node, args: Sequence[Value], body: Body) -> Value:
         keep = column >= diagonal if upper else column <= diagonal
         return tirx.Select(keep, args[0].at(scope, axes), const(0, node.tensor.dtype))
 
-    return Value(node.tensor.dtype, node.tensor.dims, element)
+    return Value(node.tensor.dtype, node.tensor.extents, element)
 
 
 @emitter("EyeLike")
@@ -320,7 +324,7 @@ def _eye_like(node: Node, args: Sequence[Value], body: Body) -> Value:
         hit = tirx.EQ(row + const(k, "int32"), column)
         return tirx.Select(hit, const(1, dtype), const(0, dtype))
 
-    return Value(dtype, node.tensor.dims, element)
+    return Value(dtype, node.tensor.extents, element)
 
 
 @emitter("ReverseSequence")
@@ -338,7 +342,7 @@ def _reverse_sequence(node: Node, args: Sequence[Value], body: Body) -> Value:
         index = Index({Opaque(scope.keep(place), 0, steps - 1, loops): 1})
         return data.at(scope, (*axes[:time], index, *axes[time + 1 :]))
 
-    return Value(node.tensor.dtype, node.tensor.dims, element)
+    return Value(node.tensor.dtype, node.tensor.extents, element)
 
 
 @emitter("ConstantOfShape")
@@ -346,7 +350,7 @@ def _constant_of_shape(node: Node, args: Sequence[Value], body: Body) -> Value:
     given = node.attr("value")
     fill = given.array.reshape(-1)[0].item() if given is not None else 0.0
     dtype = node.tensor.dtype
-    return Value(dtype, node.tensor.dims, lambda scope, axes: const(fill, dtype))
+    return Value(dtype, node.tensor.extents, lambda scope, axes: const(fill, dtype))
 
 
 @emitter("Shape", "Size")

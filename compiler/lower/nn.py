@@ -29,9 +29,10 @@ from whitebox.compiler.lower.value import (
     reshaped,
 )
 from whitebox.ir.graph import Node
+from whitebox.ir.sizes import Extent
 
 
-def _keeping(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
+def _keeping(shape: Sequence[Extent], axes: Sequence[int]) -> tuple[Extent, ...]:
     return tuple(1 if axis in axes else dim for axis, dim in enumerate(shape))
 
 

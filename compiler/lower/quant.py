@@ -29,18 +29,19 @@ from whitebox.compiler.lower.value import (
     reshaped,
 )
 from whitebox.ir.graph import Node
+from whitebox.ir.sizes import Extent, known
 
 _LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
 
 
-def _parameter(scope: Scope, value: Value, shape: Sequence[int], axes: Axes, node: Node) -> Any:
+def _parameter(scope: Scope, value: Value, shape: Sequence[Extent], axes: Axes, node: Node) -> Any:
     """The scale or zero point of one element."""
     if not value.shape or value.shape == (1,):
         return value.at(scope, tuple(Index({}) for _ in value.shape))
     axis = node.attr("axis", 1) % len(shape)
     if len(value.shape) == 1:
         return value.at(scope, (axes[axis],))
-    block = node.attr("block_size", 0) or -(-shape[axis] // value.shape[axis])
+    block = node.attr("block_size", 0) or -(-known(shape[axis]) // known(value.shape[axis]))
     return value.at(scope, (*axes[:axis], axes[axis] // block, *axes[axis + 1 :]))
 
 
@@ -61,7 +62,7 @@ def saturated(x: Any, zero: Any) -> Any:
 def _quantize(node: Node, args: Sequence[Value], body: Body) -> Value:
     source, scale = args[:2]
     zero = args[2] if len(args) > 2 else None
-    dtype, shape = node.tensor.dtype, node.tensor.dims
+    dtype, shape = node.tensor.dtype, node.tensor.extents
 
     def element(scope: Scope, axes: Axes) -> Any:
         step = convert(_parameter(scope, scale, shape, axes, node), "float32")
@@ -78,7 +79,7 @@ def _quantize(node: Node, args: Sequence[Value], body: Body) -> Value:
 def _dequantize(node: Node, args: Sequence[Value], body: Body) -> Value:
     source, scale = args[:2]
     zero = args[2] if len(args) > 2 else None
-    dtype, shape = node.tensor.dtype, node.tensor.dims
+    dtype, shape = node.tensor.dtype, node.tensor.extents
     wide = compute_dtype(dtype)
 
     def element(scope: Scope, axes: Axes) -> Any:

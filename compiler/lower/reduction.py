@@ -31,6 +31,7 @@ from whitebox.compiler.lower.value import (
     reshaped,
 )
 from whitebox.ir.graph import Node
+from whitebox.ir.sizes import Extent, product
 
 Function = Callable[..., Any]
 
@@ -58,7 +59,7 @@ class Fold:
     combine: Function
     identity: Callable[[str], Any]
     before: Function = lambda x: x
-    after: Callable[[Any, int], Any] = lambda total, count: total
+    after: Callable[[Any, Extent], Any] = lambda total, count: total
 
 
 def _zero(dtype: str) -> Any:
@@ -69,12 +70,12 @@ def _add(a: Any, b: Any) -> Any:
     return a + b
 
 
-def _mean(total: Any, count: int) -> Any:
+def _mean(total: Any, count: Extent) -> Any:
     divisor = const(count, dtype_of(total))
     return fn.divide_integers(total, divisor) if fn.is_integer(total) else total / divisor
 
 
-def _integral_root(total: Any, count: int) -> Any:
+def _integral_root(total: Any, count: Extent) -> Any:
     if not fn.is_integer(total):
         return tirx.sqrt(total)
     return tirx.Cast(dtype_of(total), tirx.sqrt(convert(total, "float64")))
@@ -117,7 +118,7 @@ def folded(
         return [fold.before(convert(element, dtype))]
 
     def finish(scope: Scope, outer: Axes, states: States) -> Any:
-        return convert(fold.after(states[0], math.prod(extents)), result)
+        return convert(fold.after(states[0], product(extents)), result)
 
     reduction = Reduction(
         extents,
@@ -141,7 +142,7 @@ def _axes(node: Node, rank: int) -> list[int]:
 def _register(name: str, fold: Fold) -> None:
     def emit(node: Node, args: Sequence[Value], body: Body) -> Value:
         axes = _axes(node, len(args[0].shape))
-        return reshaped(folded(body, args[0], axes, fold), node.tensor.dims)
+        return reshaped(folded(body, args[0], axes, fold), node.tensor.extents)
 
     EMITTERS[name] = emit
 
@@ -169,7 +170,7 @@ def _log_sum_exp(node: Node, args: Sequence[Value], body: Body) -> Value:
         infinite = tirx.EQ(tirx.abs(top), const(math.inf, dtype_of(top)))
         return tirx.Select(infinite, top, fn.log(total.at(scope, at)) + top)
 
-    return reshaped(Value(source.dtype, kept, element), node.tensor.dims)
+    return reshaped(Value(source.dtype, kept, element), node.tensor.extents)
 
 
 def _finite_difference(x: Any, peak: Any) -> Any:
@@ -206,11 +207,11 @@ def _arg(node: Node, args: Sequence[Value], body: Body) -> Value:
         lambda scope, outer, states: convert(states[1], "int64"),
     )
     kept = (*source.shape[:axis], *source.shape[axis + 1 :])
-    return reshaped(body.reduce(kept, "int64", reduction), node.tensor.dims)
+    return reshaped(body.reduce(kept, "int64", reduction), node.tensor.extents)
 
 
 @emitter("GlobalAveragePool", "GlobalMaxPool")
 def _global_pool(node: Node, args: Sequence[Value], body: Body) -> Value:
     fold = FOLDS["Mean" if node.op == "GlobalAveragePool" else "Max"]
     axes = range(2, len(args[0].shape))
-    return reshaped(folded(body, args[0], axes, fold), node.tensor.dims)
+    return reshaped(folded(body, args[0], axes, fold), node.tensor.extents)

@@ -28,6 +28,8 @@ from whitebox.compiler.lower.value import (
     emitter,
 )
 from whitebox.ir.graph import Node
+from whitebox.ir.sizes import Extent, Size, known
+from whitebox.kernels.cpu.affine import Opaque
 
 # Scales are read as fractions of at most this denominator: exact for any ratio of sizes.
 _DENOMINATOR = 1 << 12
@@ -64,7 +66,7 @@ def _fraction(value: float) -> Fraction:
     return Fraction(value).limit_denominator(_DENOMINATOR)
 
 
-def _scale(node: Node, axis: int, position: int, size: int, out: int) -> Fraction:
+def _scale(node: Node, position: int, size: Extent, out: Extent) -> Fraction:
     """The scale of one axis, given by the third input or by the sizes."""
     scales = node.inputs[2] if len(node.inputs) > 2 else None
     if scales is not None and scales.value.size:
@@ -73,10 +75,10 @@ def _scale(node: Node, axis: int, position: int, size: int, out: int) -> Fractio
     assert sizes is not None
     policy = node.attr("keep_aspect_ratio_policy", "stretch")
     if policy == "stretch":
-        return Fraction(out, size)
-    source = node.inputs[0].tensor.dims  # type: ignore[union-attr]
+        return Fraction(known(out), known(size))
+    source = node.inputs[0].tensor.extents  # type: ignore[union-attr]
     named = _axes(node, len(source))
-    ratios = [Fraction(int(n), source[a]) for n, a in zip(sizes.value, named, strict=True)]
+    ratios = [Fraction(int(n), known(source[a])) for n, a in zip(sizes.value, named, strict=True)]
     return min(ratios) if policy == "not_larger" else max(ratios)
 
 
@@ -84,29 +86,33 @@ def _axes(node: Node, rank: int) -> list[int]:
     return [axis % rank for axis in node.attr("axes") or range(rank)]
 
 
-def _coordinate(mode: str, scale: Fraction, size: int, out: int) -> Coordinate:
+def _coordinate(mode: str, scale: Fraction, size: Extent, out: Extent) -> Coordinate:
     half = Fraction(1, 2)
     slope = 1 / scale
     if mode == "asymmetric":
         return Coordinate.of(slope, Fraction(0))
     if mode == "align_corners":
         # By the exact size, which is not always the whole number of elements that it is cut to.
-        exact = scale * size
-        slope = (size - 1) / (exact - 1) if exact > 1 else Fraction(0)
+        exact = scale * known(size)
+        slope = (known(size) - 1) / (exact - 1) if exact > 1 else Fraction(0)
         return Coordinate.of(slope, Fraction(0))
-    if mode == "pytorch_half_pixel" and out == 1:
+    if mode == "pytorch_half_pixel" and known(out) == 1:
         return Coordinate.of(Fraction(0), Fraction(0))
     offset = half * slope - half
     if mode == "half_pixel_symmetric":
-        offset += Fraction(size, 2) * (1 - out / (scale * size))
+        offset += Fraction(known(size), 2) * (1 - known(out) / (scale * known(size)))
     return Coordinate.of(slope, offset)
 
 
 Taps = list[tuple[Index, Any]]
 
 
-def _clamped(scope: Scope, index: Index, size: int, use: Callable[[Index], Any]) -> Any:
+def _clamped(scope: Scope, index: Index, size: Extent, use: Callable[[Index], Any]) -> Any:
     """`use` of an index moved into range."""
+    if isinstance(size, Size):
+        last = const(size - 1, "int32")
+        place = tirx.max(tirx.min(scope.number(index), last), const(0, "int32"))
+        return use(Index({Opaque(place, 0, size - 1, index.loops): 1}))
     return scope.choose(
         scope.less(index, 0),
         lambda: use(Index({})),
@@ -186,16 +192,17 @@ def _read(scope: Scope, source: Value, axes: Axes, todo: Sequence[int]) -> Any:
 
 @emitter("Resize")
 def _resize(node: Node, args: Sequence[Value], body: Body) -> Value:
-    source, shape = args[0], node.tensor.dims
+    source, shape = args[0], node.tensor.extents
     mode = node.attr("coordinate_transformation_mode", "half_pixel")
     method = node.attr("mode", "nearest")
     wide = compute_dtype(source.dtype)
     wide = wide if "float" in wide else "float32"
     coordinates: dict[int, Coordinate] = {}
     for position, axis in enumerate(_axes(node, len(shape))):
-        scale = _scale(node, axis, position, source.shape[axis], shape[axis])
-        if scale != 1 or shape[axis] != source.shape[axis]:
-            coordinates[axis] = _coordinate(mode, scale, source.shape[axis], shape[axis])
+        dim, result = source.shape[axis], shape[axis]
+        scale = _scale(node, position, dim, result)
+        if scale != 1 or dim != result:
+            coordinates[axis] = _coordinate(mode, scale, dim, result)
     todo = list(coordinates)
 
     def nearest(scope: Scope, axes: Axes) -> Any:
@@ -210,7 +217,7 @@ def _resize(node: Node, args: Sequence[Value], body: Body) -> Value:
             return _linear(scope, coordinates[axis], index, wide)
         return _cubic(
             scope, coordinates[axis], index, wide,
-            node.attr("cubic_coeff_a", -0.75), source.shape[axis],
+            node.attr("cubic_coeff_a", -0.75), known(source.shape[axis]),
             bool(node.attr("exclude_outside", 0)),
         )  # fmt: skip
 

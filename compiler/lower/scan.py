@@ -27,6 +27,7 @@ from whitebox.compiler.lower.value import (
     ints,
 )
 from whitebox.ir.graph import Node
+from whitebox.ir.sizes import known
 from whitebox.kernels.cpu import injective
 from whitebox.kernels.cpu.affine import Loop
 from whitebox.kernels.cpu.nest import Array, loop_over, new_var, sequence
@@ -134,7 +135,7 @@ def _scatter_nd(node: Node, args: Sequence[Value], body: Body) -> Value:
     def where(scope: Scope, axes: Axes) -> Axes:
         places = tuple(
             looked_up(scope, indices, (*axes[:outer], Index({}, k)), data.shape[k])
-            for k in range(depth)
+            for k in range(known(depth))
         )
         return (*places, *axes[outer:])
 

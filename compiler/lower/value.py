@@ -17,8 +17,9 @@ from tvm import tirx
 from whitebox.compiler.target import Target
 from whitebox.errors import CompileError
 from whitebox.ir.graph import Node
+from whitebox.ir.sizes import Extent, Size
 from whitebox.kernels.cpu import injective, reduce
-from whitebox.kernels.cpu.affine import Index
+from whitebox.kernels.cpu.affine import Index, expression, symbol_variable
 from whitebox.kernels.cpu.nest import Array, Axes, Element, Scope, allocate
 from whitebox.kernels.cpu.reduce import Reduction, States
 
@@ -28,7 +29,7 @@ class Value:
     """A tensor as a function of indices. A `shared` one is read more than once."""
 
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[Extent, ...]
     element: Element
     shared: bool = False
 
@@ -79,12 +80,27 @@ class Body:
     target: Target
     statements: list[Any] = field(default_factory=list)
     allocations: list[Any] = field(default_factory=list)
+    definitions: list[Any] = field(default_factory=list)
+
+    @property
+    def lanes(self) -> int:
+        return self.target.lanes
 
     @property
     def vector_bytes(self) -> int:
         return self.target.lanes * 4
 
-    def array(self, shape: Sequence[int], dtype: str) -> Array:
+    def quotient(self, size: Extent, divisor: int) -> Extent:
+        """`size / divisor`, rounded up; a symbol of the kernel's own where it is not known."""
+        if isinstance(size, int):
+            return -(-size // divisor)
+        name = f"d{len(self.definitions)}"
+        rounded = expression(size) + const(divisor - 1, "int32")
+        value = tirx.truncdiv(rounded, const(divisor, "int32"))
+        self.definitions.append(tirx.Bind(symbol_variable(name), value))
+        return Size.symbol(name)
+
+    def array(self, shape: Sequence[Extent], dtype: str) -> Array:
         """A new array that lives as long as the kernel runs."""
         array, statement = allocate(shape, dtype, f"m{len(self.allocations)}")
         self.allocations.append(statement)
@@ -115,7 +131,7 @@ class Body:
         self.store([(array, value)])
         return from_array(array, value.dtype)
 
-    def reduce(self, shape: Sequence[int], dtype: str, reduction: Reduction) -> Value:
+    def reduce(self, shape: Sequence[Extent], dtype: str, reduction: Reduction) -> Value:
         """An array filled by a reduction; `shape` is the shape of what is kept."""
         array = self.array(shape, dtype)
         self.statements += reduce.store(array, reduction, self.vector_bytes, self.target.threads)
@@ -142,17 +158,17 @@ def mapped(
             scope.work += _HEAVY_WORK
         return convert(function(*(arg.broadcast(scope, axes) for arg in args)), dtype)
 
-    return Value(dtype, node.tensor.dims, element, shared=heavy)
+    return Value(dtype, node.tensor.extents, element, shared=heavy)
 
 
 def moved(node: Node, source: Value, where: Callable[[Axes], Axes]) -> Value:
     """Elements taken from other places of one source."""
     return Value(
-        node.tensor.dtype, node.tensor.dims, lambda scope, axes: source.at(scope, where(axes))
+        node.tensor.dtype, node.tensor.extents, lambda scope, axes: source.at(scope, where(axes))
     )
 
 
-def reshaped(value: Value, shape: Sequence[int]) -> Value:
+def reshaped(value: Value, shape: Sequence[Extent]) -> Value:
     """The same elements in C order under another shape."""
     from whitebox.kernels.cpu.affine import flatten, unflatten
 
@@ -200,9 +216,9 @@ def convert(expr: Any, dtype: str) -> Any:
     return tirx.Cast(dtype, expr)
 
 
-def const(value: float | int | bool, dtype: str) -> Any:
-    """A constant expression."""
-    return tirx.const(value, dtype)
+def const(value: float | bool | Size, dtype: str) -> Any:
+    """A constant expression; a size that is not known yet is one for all of the kernel."""
+    return expression(value, dtype) if isinstance(value, Size) else tirx.const(value, dtype)
 
 
 __all__ = [

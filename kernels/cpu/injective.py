@@ -5,7 +5,7 @@ leaves: TIR statements. Loops run over the results' own axes, cut and split unti
 left inside (`nest.refine`), neighbouring axes collapse where memory allows, the innermost is
 vectorised, the outermost is parallel where the work is worth a launch. A row that is no multiple of
 the vector length ends in a vector that overlaps the one before it: recomputing a few elements is
-cheaper than a scalar tail.
+cheaper than a scalar tail. A row whose length is a symbol decides that when it runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 
 from tvm import tirx
 
-from whitebox.kernels.cpu.affine import Loop
+from whitebox.ir.sizes import Extent, Size, at_least, exact_quotient
+from whitebox.kernels.cpu.affine import Loop, expression
 from whitebox.kernels.cpu.nest import (
     Array,
     Axes,
@@ -31,6 +32,8 @@ from whitebox.kernels.cpu.nest import (
     new_var,
     refine,
     sequence,
+    share,
+    worth,
 )
 
 # Element operations (about 0.1 ns each in a vector) from which a parallel launch (7 µs) pays.
@@ -87,26 +90,28 @@ class _Box:
             single = Scope()
             return single.loop(self.rebuild(single))
         *outer, inner = groups
-        lanes = min(extent_of(inner), vector_bytes // scope.widest)
+        lanes, extent = vector_bytes // scope.widest, extent_of(inner)
+        if isinstance(extent, int):
+            lanes = min(extent, lanes)
         total = extent_of([loop for group in groups for loop in group])
         tiled = _transposed(outer, inner, scope)
         work = total * scope.work * (1 if tiled is None else _STRIDED_COST)
-        parallel = threads > 1 and work >= PARALLEL_WORK
+        parallel = worth(work, PARALLEL_WORK, threads)
         if not outer:
-            return sequence(self._row(inner, lanes, "PARALLEL" if parallel else "SERIAL"))
+            return sequence(self._row(inner, lanes, parallel))
         if tiled is None:
             wrap = nest_groups(outer, parallel, threads)
             return wrap(sequence(self._row(inner, lanes)))
         # The tile's own loop goes inside of that over vectors; what remains of it stays outside.
-        whole = Loop(extent_of(tiled) // _STRIDED_TILE, "tile")
-        wrap = nest_groups([[whole] if g is tiled else g for g in outer], parallel, threads)
-        return wrap(sequence(self._row(inner, lanes, tile=(tiled, whole))))
+        tile, whole = tiled
+        wrap = nest_groups([[whole] if g is tile else g for g in outer], parallel, threads)
+        return wrap(sequence(self._row(inner, lanes, tile=tiled)))
 
     def _row(
         self,
         group: list[Loop],
         lanes: int,
-        kind: str = "SERIAL",
+        parallel: Any = False,
         tile: tuple[list[Loop], Loop] | None = None,
     ) -> list[Any]:
         """One row: whole vectors, then one that overlaps them up to the end.
@@ -114,16 +119,40 @@ class _Box:
         With a `tile`, that many rows: each vector is made for all of them before the next.
         """
         extent = extent_of(group)
-        count, tail = divmod(extent, lanes)
+        if isinstance(extent, Size) and exact_quotient(extent, lanes) is None:
+            return self._free_row(group, extent, lanes, parallel, tile)
+        count = exact_quotient(extent - _tail(extent, lanes), lanes)
         chunk = new_var("c")
-        start = chunk * tirx.const(lanes, "int32") if count > 1 else tirx.const(0, "int32")
+        many = count != 1
+        start = chunk * tirx.const(lanes, "int32") if many else tirx.const(0, "int32")
         body = self._vectors(group, start, lanes, tile)
-        statements = [loop_over(chunk, count, body, kind) if count > 1 else body]
-        if tail:
+        statements = [share(chunk, count, body, parallel) if many else body]
+        if tail := _tail(extent, lanes):
             width = tail if self.in_place else lanes
-            last = tirx.const(extent - width, "int32")
+            last = expression(extent - width)
             statements.append(self._vectors(group, last, width, tile))
         return statements
+
+    def _free_row(
+        self,
+        group: list[Loop],
+        extent: Size,
+        lanes: int,
+        parallel: Any,
+        tile: tuple[list[Loop], Loop] | None,
+    ) -> list[Any]:
+        """A row of any length: one shorter than a vector is made element by element."""
+        size, width = expression(extent), tirx.const(lanes, "int32")
+        chunk, one = new_var("c"), new_var("c")
+        body = self._vectors(group, chunk * width, lanes, tile)
+        rest = tirx.truncmod(size, width)
+        single = self._vectors(group, size - rest + one, 1, tile)
+        singles = loop_over(one, rest, single)
+        if not self.in_place:
+            last = self._vectors(group, size - width, lanes, tile)
+            some = tirx.IfThenElse(rest > tirx.const(0, "int32"), last, None)
+            singles = tirx.IfThenElse(size >= width, some, singles)
+        return [share(chunk, tirx.truncdiv(size, width), body, parallel), singles]
 
     def _vectors(
         self, group: list[Loop], start: Any, lanes: int, tile: tuple[list[Loop], Loop] | None
@@ -139,12 +168,23 @@ class _Box:
         return loop_over(row, _STRIDED_TILE, scope.loop(self.rebuild(scope)))
 
 
-def _transposed(outer: list[list[Loop]], inner: list[Loop], scope: Scope) -> list[Loop] | None:
-    """The group along which memory is read contiguously, where the innermost is read in strides."""
+def _tail(extent: Extent, lanes: int) -> int:
+    """What whole vectors leave of a row; nothing of a symbolic one that is a multiple of them."""
+    return extent % lanes if isinstance(extent, int) else 0
+
+
+def _transposed(
+    outer: list[list[Loop]], inner: list[Loop], scope: Scope
+) -> tuple[list[Loop], Loop] | None:
+    """The group along which memory is read contiguously, where the innermost is read in strides.
+
+    And a loop over tiles of it.
+    """
     for group in outer:
-        if extent_of(group) % _STRIDED_TILE == 0 and any(
-            index.terms.get(group[-1], 0) == 1 and index.terms.get(inner[-1], 0) > 1
+        tiles = exact_quotient(extent_of(group), _STRIDED_TILE)
+        if tiles is not None and any(
+            index.terms.get(group[-1], 0) == 1 and at_least(index.terms.get(inner[-1], 0), 2)
             for index in scope.accesses
         ):
-            return group
+            return group, Loop(tiles, "tile")
     return None

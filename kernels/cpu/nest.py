@@ -8,7 +8,6 @@ have side effects beyond its `Scope`. Knows no graph.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,7 +15,8 @@ from typing import Any, TypeVar
 from tvm import tirx
 from tvm.tirx.analysis import undefined_vars
 
-from whitebox.kernels.cpu.affine import Index, Loop, Refine, flatten
+from whitebox.ir.sizes import Extent, Size, at_least, product
+from whitebox.kernels.cpu.affine import Index, Loop, Refine, expression, flatten
 
 # How often one nest is refined before the remaining indices are left as they are.
 _MAX_BOXES = 96
@@ -54,7 +54,7 @@ class Scope:
         self.accesses.append(index)
         return index.expr
 
-    def less(self, index: Index, limit: int) -> Any:
+    def less(self, index: Index, limit: Extent) -> Any:
         """Whether `index < limit`: a bool where known, else a condition."""
         condition = index.less_than(limit)
         if not isinstance(condition, bool):
@@ -118,6 +118,33 @@ class Scope:
         return tirx.const(0, "int32") if self._is_scalar(buffer) else self.lane
 
 
+class Registers:
+    """Integers that are computed once, in order, each kept in a register.
+
+    Not bound to names: see `Scope.keep`.
+    """
+
+    def __init__(self) -> None:
+        self.statements: list[Any] = []
+
+    def keep(self, value: Any) -> Any:
+        """The value as it is read from now on."""
+        name = f"x{len(self.statements) // 2}"
+        buffer = tirx.decl_buffer((1,), "int32", name=name, scope="local")
+        zero = tirx.const(0, "int32")
+        store = tirx.BufferStore(buffer, value, [zero])
+        self.statements += [tirx.AllocBuffer(buffer), store]
+        return tirx.BufferLoad(buffer, [zero])
+
+    def places(self, item: Any, sizes: Sequence[Extent]) -> list[Any]:
+        """The indices of element `item` of a nest of `sizes`."""
+        indices = []
+        for size in reversed(sizes):
+            indices.append(self.keep(tirx.truncmod(item, expression(size))))
+            item = self.keep(tirx.truncdiv(item, expression(size)))
+        return indices[::-1]
+
+
 Element = Callable[[Scope, Axes], Any]
 
 
@@ -125,7 +152,7 @@ Element = Callable[[Scope, Axes], Any]
 class Array:
     """A compact array in memory: its shape and a one-dimensional buffer over it."""
 
-    shape: tuple[int, ...]
+    shape: tuple[Extent, ...]
     buffer: Any
 
     def __call__(self, scope: Scope, axes: Axes) -> Any:
@@ -139,10 +166,16 @@ class Array:
         return tirx.BufferStore(self.buffer, value, [offset.expr])
 
 
-def allocate(shape: Sequence[int], dtype: str, name: str, scope: str = "") -> tuple[Array, Any]:
+def allocate(shape: Sequence[Extent], dtype: str, name: str, scope: str = "") -> tuple[Array, Any]:
     """A new array and the statement that allocates it."""
-    buffer = tirx.decl_buffer((max(math.prod(shape), 1),), dtype, name=name, scope=scope)
+    buffer = tirx.decl_buffer(flat_shape(shape), dtype, name=name, scope=scope)
     return Array(tuple(shape), buffer), tirx.AllocBuffer(buffer)
+
+
+def flat_shape(shape: Sequence[Extent]) -> tuple[Any]:
+    """The shape of a one-dimensional buffer that holds an array of `shape`."""
+    size = product(shape)
+    return (expression(size) if isinstance(size, Size) else max(size, 1),)
 
 
 def sequence(statements: Sequence[Any]) -> Any:
@@ -151,7 +184,7 @@ def sequence(statements: Sequence[Any]) -> Any:
 
 
 def refine(
-    extents: Sequence[int], build: Callable[[Axes], Result], name: str = "i"
+    extents: Sequence[Extent], build: Callable[[Axes], Result], name: str = "i"
 ) -> list[tuple[list[Loop], Axes, Result]]:
     """Cut and split a nest until `build` asks no more; each box's loops, axes and result."""
     loops = [Loop(extent, f"{name}{k}") for k, extent in enumerate(extents)]
@@ -174,6 +207,7 @@ def refine(
 def _apply(request: Refine, loops: list[Loop], axes: Axes) -> list[tuple[list[Loop], Axes]]:
     """The box or boxes that a refinement makes of one."""
     loop, at = request.loop, loops.index(request.loop)
+    assert isinstance(loop.extent, int)  # a loop over a symbol is not refined
     if request.factor:
         outer = Loop(loop.extent // request.factor, loop.name + "o")
         inner = Loop(request.factor, loop.name + "i")
@@ -213,9 +247,18 @@ def _mergeable(
     )
 
 
-def extent_of(group: Sequence[Loop]) -> int:
+def extent_of(group: Sequence[Loop]) -> Extent:
     """The number of iterations of a group of collapsed loops."""
-    return math.prod(loop.extent for loop in group)
+    return product(loop.extent for loop in group)
+
+
+def worth(work: Extent, enough: int, threads: int) -> Any:
+    """Whether work pays for a parallel launch: a bool where known, else a TVM condition."""
+    if threads == 1:
+        return False
+    if at_least(work, enough) or isinstance(work, int):
+        return at_least(work, enough)
+    return expression(work, "int64") >= tirx.const(enough, "int64")
 
 
 def bind_group(group: Sequence[Loop], value: Any) -> None:
@@ -230,22 +273,31 @@ def new_var(name: str) -> Any:
     return tirx.Var(name, "int32")
 
 
-def loop_over(var: Any, extent: int, body: Any, kind: str = "SERIAL") -> Any:
+def loop_over(var: Any, extent: Any, body: Any, kind: str = "SERIAL") -> Any:
     """A loop of the given kind: SERIAL, PARALLEL, VECTORIZED or UNROLLED."""
-    return tirx.For(var, 0, extent, getattr(tirx.ForKind, kind), body)
+    count = expression(extent) if isinstance(extent, Size) else extent
+    return tirx.For(var, 0, count, getattr(tirx.ForKind, kind), body)
 
 
-def nest_groups(groups: Sequence[Sequence[Loop]], parallel: bool, threads: int) -> Any:
+def share(var: Any, extent: Any, body: Any, parallel: Any) -> Any:
+    """A loop that threads share where `parallel`, a bool or a condition, holds."""
+    if isinstance(parallel, bool):
+        return loop_over(var, extent, body, "PARALLEL" if parallel else "SERIAL")
+    shared = loop_over(var, extent, body, "PARALLEL")
+    return tirx.IfThenElse(parallel, shared, loop_over(var, extent, body))
+
+
+def nest_groups(groups: Sequence[Sequence[Loop]], parallel: Any, threads: int) -> Any:
     """Bind groups to fresh variables; a function that wraps a body in their loops.
 
-    A parallel nest runs its outermost groups as one parallel loop, as many of them as it takes to
-    give every thread some iterations.
+    A parallel nest (see `share`) runs its outermost groups as one parallel loop, as many of them as
+    it takes to give every thread some iterations.
     """
-    count = fused = 0
-    if parallel:
-        count, fused = 0, 1
-        while count < len(groups) and fused < 4 * threads:
-            fused *= extent_of(groups[count])
+    count = 0
+    fused: Extent = 1
+    if parallel is not False:
+        while count < len(groups) and not at_least(fused, 4 * threads):
+            fused = fused * extent_of(groups[count])
             count += 1
     serial = []
     for group in groups[count:]:
@@ -255,16 +307,16 @@ def nest_groups(groups: Sequence[Sequence[Loop]], parallel: bool, threads: int) 
     shared = new_var("p")
     rest = shared
     for k, group in reversed(list(enumerate(groups[:count]))):
-        extent = extent_of(group)
         if k == 0:
             bind_group(group, rest)
         else:
-            bind_group(group, tirx.floormod(rest, tirx.const(extent, "int32")))
-            rest = tirx.floordiv(rest, tirx.const(extent, "int32"))
+            extent = expression(extent_of(group))
+            bind_group(group, tirx.truncmod(rest, extent))
+            rest = tirx.truncdiv(rest, extent)
 
     def wrap(body: Any) -> Any:
         for var, extent in reversed(serial):
             body = loop_over(var, extent, body)
-        return loop_over(shared, fused, body, "PARALLEL") if count else body
+        return share(shared, fused, body, parallel) if count else body
 
     return wrap

@@ -18,7 +18,8 @@ from typing import Any
 
 from tvm import tirx
 
-from whitebox.kernels.cpu.affine import Index, Loop
+from whitebox.ir.sizes import Extent, Size
+from whitebox.kernels.cpu.affine import Index, Loop, expression
 from whitebox.kernels.cpu.injective import PARALLEL_WORK
 from whitebox.kernels.cpu.nest import (
     Array,
@@ -32,6 +33,8 @@ from whitebox.kernels.cpu.nest import (
     new_var,
     refine,
     sequence,
+    share,
+    worth,
 )
 
 # Independent vectors of partial results: enough to hide the latency of an addition.
@@ -48,7 +51,7 @@ class Reduction:
     what is stored. `identity` and `dtypes` are those of the states.
     """
 
-    extents: tuple[int, ...]
+    extents: tuple[Extent, ...]
     term: Callable[[Scope, Axes, Axes], States]
     combine: Callable[[States, States], States]
     identity: tuple[Any, ...]
@@ -112,40 +115,62 @@ class _Nest:
         for loop in loops:
             loop.bind(tirx.const(0, "int32"))
         groups = collapse(loops, [*scope.accesses, *terms])
-        parallel = self.threads > 1 and self._work(groups) >= PARALLEL_WORK
-        if groups and extent_of(groups[-1]) >= lanes and _unit_stride(groups[-1], terms):
+        parallel = worth(self._work(groups), PARALLEL_WORK, self.threads)
+        if groups and _fills(groups[-1], lanes) and _unit_stride(groups[-1], terms):
             return self._over_kept(groups, lanes, parallel)
         wrap = nest_groups(groups, parallel, self.threads)
         return wrap(self._over_reduced(lanes))
 
-    def _work(self, groups: list[list[Loop]]) -> int:
-        kept = 1
-        for group in groups:
-            kept *= extent_of(group)
-        return kept * sum(extent_of(part.loops) * part.scope.work for part in self.parts)
+    def _work(self, groups: list[list[Loop]]) -> Extent:
+        kept = extent_of([loop for group in groups for loop in group])
+        return sum((kept * extent_of(p.loops) * p.scope.work for p in self.parts), start=0)
 
-    def _over_kept(self, groups: list[list[Loop]], lanes: int, parallel: bool) -> Any:
+    def _over_kept(self, groups: list[list[Loop]], lanes: int, parallel: Any) -> Any:
         """Vectors along the innermost kept group: a tile of them at a time."""
-        inner = groups[-1]
+        *outer, inner = groups
         extent, tile = extent_of(inner), lanes * _VECTORS
+        wrap = nest_groups(outer, parallel, self.threads)
+        if isinstance(extent, Size):
+            return wrap(self._free_row(inner, extent, lanes, parallel if not outer else False))
         count, rest = divmod(extent, tile)
         chunk = new_var("c")
-        outer = [*groups[:-1]]
         tiles: list[Any] = []
-        wrap = nest_groups(outer, parallel, self.threads)
         if count:
             start = chunk * tirx.const(tile, "int32")
             body = self._tile(inner, [start + k * lanes for k in range(_VECTORS)], lanes)
             # A nest without outer loops shares its tiles among the threads.
-            tiles.append(
-                loop_over(chunk, count, body, "PARALLEL" if parallel and not outer else "SERIAL")
-            )
+            tiles.append(share(chunk, count, body, parallel if not outer else False))
         if rest:
             starts = list(range(extent - rest, extent - lanes + 1, lanes))
             if rest % lanes:
                 starts.append(extent - lanes)
             tiles.append(self._tile(inner, [tirx.const(k, "int32") for k in starts], lanes))
         return wrap(sequence(tiles))
+
+    def _free_row(self, inner: list[Loop], extent: Size, lanes: int, parallel: Any) -> Any:
+        """A row of any length: tiles, then vectors, then one that overlaps (or single results)."""
+        size, width = expression(extent), tirx.const(lanes, "int32")
+        tile = tirx.const(lanes * _VECTORS, "int32")
+        chunk, vector, one = new_var("c"), new_var("c"), new_var("c")
+        first = [chunk * tile + k * lanes for k in range(_VECTORS)]
+        rest, last = tirx.truncmod(size, tile), tirx.truncmod(size, width)
+        overlap = self._tile(inner, [size - width], lanes)
+        singles = loop_over(one, last, self._tile(inner, [size - last + one], 1))
+        return sequence(
+            [
+                share(chunk, tirx.truncdiv(size, tile), self._tile(inner, first, lanes), parallel),
+                loop_over(
+                    vector,
+                    tirx.truncdiv(rest, width),
+                    self._tile(inner, [size - rest + vector * width], lanes),
+                ),
+                tirx.IfThenElse(
+                    size >= width,
+                    tirx.IfThenElse(last > tirx.const(0, "int32"), overlap, None),
+                    singles,
+                ),
+            ]
+        )
 
     def _tile(self, group: list[Loop], starts: list[Any], lanes: int) -> Any:
         """Rows of `lanes` results, each starting at one of `starts`."""
@@ -154,7 +179,7 @@ class _Nest:
         def rows(body: Callable[[Scope, Any], list[Any]]) -> list[Any]:
             made = []
             for row, start in enumerate(starts):
-                scope = Scope(new_var("v"), lanes)
+                scope = Scope(new_var("v"), lanes) if lanes > 1 else Scope()
                 bind_group(group, start + scope.lane)
                 made.append(scope.loop(body(scope, scope.lane + row * lanes)))
             return made
@@ -173,14 +198,12 @@ class _Nest:
         grouped = [collapse(part.loops, part.scope.accesses) for part in self.parts]
         single = len(self.reduction.dtypes) == 1
         vectorised = single and all(
-            groups
-            and extent_of(groups[-1]) >= lanes
-            and _unit_stride(groups[-1], part.scope.accesses)
+            groups and _fills(groups[-1], lanes) and _unit_stride(groups[-1], part.scope.accesses)
             for groups, part in zip(grouped, self.parts, strict=True)
         )
         if not vectorised:
             return self._scalar(grouped)
-        vectors = _VECTORS if extent_of(grouped[0][-1]) >= 2 * lanes * _VECTORS else 1
+        vectors = _VECTORS if _fills(grouped[0][-1], 2 * lanes * _VECTORS) else 1
         partial = self._partials(lanes * vectors)
         statements = [*map(tirx.AllocBuffer, partial)]
         for row in range(vectors):
@@ -204,7 +227,6 @@ class _Nest:
     ) -> list[Any]:
         """All terms along one contiguous group, spread over the partial results."""
         extent = extent_of(group)
-        count, rest = divmod(extent, lanes * vectors)
         chunk = new_var("k")
 
         def vector(start: Any, row: int, width: int) -> Any:
@@ -213,8 +235,23 @@ class _Nest:
             return scope.loop(self._step(part, partial, scope, scope.lane + row * lanes))
 
         start = chunk * tirx.const(lanes * vectors, "int32")
-        body = [vector(start + k * lanes, k, lanes) for k in range(vectors)]
-        statements = [loop_over(chunk, count, sequence(body))]
+        body = sequence([vector(start + k * lanes, k, lanes) for k in range(vectors)])
+        if isinstance(extent, Size):
+            size, width = expression(extent), tirx.const(lanes, "int32")
+            tile = tirx.const(lanes * vectors, "int32")
+            rest, last = tirx.truncmod(size, tile), tirx.truncmod(size, width)
+            more, one = new_var("k"), new_var("k")
+            return [
+                loop_over(chunk, tirx.truncdiv(size, tile), body),
+                loop_over(
+                    more,
+                    tirx.truncdiv(rest, width),
+                    vector(size - rest + more * width, 0, lanes),
+                ),
+                loop_over(one, last, vector(size - last + one, 0, 1)),
+            ]
+        count, rest = divmod(extent, lanes * vectors)
+        statements = [loop_over(chunk, count, body)]
         for row, at in enumerate(range(extent - rest, extent, lanes)):
             width = min(lanes, extent - at)
             statements.append(vector(tirx.const(at, "int32"), row, width))
@@ -254,6 +291,12 @@ class _Nest:
     def _finish(self, scope: Scope, states: States) -> list[Any]:
         value = self.reduction.finish(scope, self.kept, states)
         return [self.result.store(scope, self.kept, value)]
+
+
+def _fills(group: Sequence[Loop], lanes: int) -> bool:
+    """Whether a group is worth vectors of `lanes`: one over a symbol is taken to be."""
+    extent = extent_of(group)
+    return isinstance(extent, Size) or extent >= lanes
 
 
 def _unit_stride(group: Sequence[Loop], accesses: Sequence[Index]) -> bool:

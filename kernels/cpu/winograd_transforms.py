@@ -35,22 +35,26 @@ def transformed(matrix: Matrix, row: Any, values: Sequence[Any]) -> Any:
     """The product of one row of a constant matrix with a vector; `row` is an unrolled loop."""
     from tvm import tirx
 
-    def product(coefficients: Sequence[float]) -> Any:
-        total: Any = None
-        for factor, value in zip(coefficients, values, strict=True):
-            if not factor:
-                continue
-            if total is None:
-                total = value if factor == 1 else value * tirx.const(factor, "float32")
-            elif factor == 1:
-                total = total + value
-            elif factor == -1:
-                total = total - value
-            else:
-                total = total + value * tirx.const(factor, "float32")
-        return total
-
-    result = product(matrix[-1])
+    result = combined(matrix[-1], values)
     for number in range(len(matrix) - 2, -1, -1):
-        result = tirx.Select(row == number, product(matrix[number]), result)
+        result = tirx.Select(row == number, combined(matrix[number], values), result)
     return result
+
+
+def combined(coefficients: Sequence[float], values: Sequence[Any]) -> Any:
+    """The sum of values times constants."""
+    from tvm import tirx
+
+    total: Any = None
+    for factor, value in zip(coefficients, values, strict=True):
+        if not factor:
+            continue
+        if total is None:
+            total = value if factor == 1 else value * tirx.const(factor, "float32")
+        elif factor == 1:
+            total = total + value
+        elif factor == -1:
+            total = total - value
+        else:
+            total = total + value * tirx.const(factor, "float32")
+    return total

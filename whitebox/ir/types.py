@@ -14,6 +14,8 @@ from typing import TypeAlias
 import ml_dtypes
 import numpy as np
 
+from whitebox.ir.sizes import Extent, Size
+
 Dim: TypeAlias = int | str | None
 
 _PLAIN = (
@@ -89,6 +91,17 @@ class TensorType:
         if self.shape is None or not self.is_static:
             raise TypeError(f"{self} is not static")
         return self.shape  # type: ignore[return-value]
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """The shape, a symbol as the size it stands for. Raises TypeError if one is unknown."""
+        if self.shape is None or None in self.shape:
+            raise TypeError(f"{self} has an unknown dimension")
+        return tuple(
+            Size.symbol(dim) if isinstance(dim, str) else dim
+            for dim in self.shape
+            if dim is not None
+        )
 
     @property
     def rank(self) -> int:

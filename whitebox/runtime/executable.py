@@ -55,6 +55,11 @@ class Executable:
         self._frames: dict[Arena, Frame] = {}
 
     @property
+    def general(self) -> bool:
+        """Whether the kernels serve other shapes as well."""
+        return self.plan.general
+
+    @property
     def is_plain(self) -> bool:
         """Whether `plain_call` will do: only kernels, and each writes results of its own."""
         return None not in self._bound.makers and all(step.kernel for step in self.plan.steps)

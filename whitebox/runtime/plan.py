@@ -14,6 +14,7 @@ from enum import IntEnum
 import msgspec
 
 from whitebox.compiler.cache import kernel_key
+from whitebox.compiler.families import Family
 from whitebox.compiler.target import Target
 from whitebox.errors import WhiteboxError
 from whitebox.ir import serial
@@ -64,7 +65,8 @@ class Plan(msgspec.Struct, frozen=True):
     """The steps of one model at one set of input shapes.
 
     `parameters` is a serialised graph over Weight placeholders with an output a parameter.
-    `unshared_bytes` is what the intermediates would take if none shared memory.
+    `unshared_bytes` is what the intermediates would take if none shared memory. A `general` plan
+    calls kernels that serve other sizes as well, where there are any.
     """
 
     inputs: tuple[Operand, ...]
@@ -74,6 +76,7 @@ class Plan(msgspec.Struct, frozen=True):
     unshared_bytes: int
     objects: int
     parameters: bytes
+    general: bool = False
 
     @property
     def kernels(self) -> list[str]:
@@ -111,22 +114,30 @@ class PlannedModel:
     bodies: dict[str, Graph]
 
 
-def make_plan(graph: Graph, target: Target, on_host: Collection[str] = frozenset()) -> PlannedModel:
-    """The plan of a fused graph with one model.
+def make_plan(
+    graph: Graph,
+    target: Target,
+    on_host: Collection[str] = frozenset(),
+    family: Family | None = None,
+) -> PlannedModel:
+    """The plan of a fused graph with one model; a general one when a family is given.
 
     The kernels whose keys are in `on_host` are computed by the host instead. Raises
     DataDependentShape when some value's shape depends on the data.
     """
-    return _Planner(graph, target, on_host).plan()
+    return _Planner(graph, target, on_host, family).plan()
 
 
 class _Planner:
     """Assigns storage to every value of one graph, then writes down the steps."""
 
-    def __init__(self, graph: Graph, target: Target, on_host: Collection[str]) -> None:
+    def __init__(
+        self, graph: Graph, target: Target, on_host: Collection[str], family: Family | None
+    ) -> None:
         self.graph = graph
         self.target = target
         self.on_host = on_host
+        self.family = family
         computed = [
             node
             for node in graph.nodes
@@ -151,7 +162,10 @@ class _Planner:
         roots = tuple((f"p{i}", node) for node, i in self.parameters.items())
         parameters = serial.encode(Graph([Model("parameters", (), roots)]), inline_limit=1 << 62)
         inputs = tuple(self._operand(node) for _, node in model.inputs)
-        plan = Plan(inputs, outputs, steps, arena_bytes, unshared, self.objects, parameters)
+        general = self.family is not None
+        plan = Plan(
+            inputs, outputs, steps, arena_bytes, unshared, self.objects, parameters, general
+        )
         return PlannedModel(plan, self.bodies)
 
     def _place_results(self) -> tuple[int, int]:
@@ -217,10 +231,11 @@ class _Planner:
         results = tuple(self._operand(value) for value in _results(node))
         if node.op == "whitebox.Fused":
             body: Graph = node.attr("body")
-            key = kernel_key(body, self.target)
+            shared = None if self.family is None else self.family.find(body)
+            key = kernel_key(body if shared is None else shared, self.target)
             if key in self.on_host:
                 return Step(label(node), "", operands, results, serial.encode(body))
-            self.bodies[key] = body
+            self.bodies[key] = body if shared is None else shared
             return Step(label(node), key, operands, results)
         return Step(node.op, "", operands, results, serial.encode(_host_body(node)))
 

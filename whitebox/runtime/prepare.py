@@ -3,12 +3,15 @@
 structure → specialize → passes → plan → kernels in the cache → executable. The plan is kept on
 disk under the digest of the structure, the precision and the shapes, so only the first model of an
 architecture, and only its first time at a shape, runs any pass.
+
+A structure with free dimensions also has a *family*: kernels that serve every size. With it a plan
+for a new shape is *general*, and compiles only what the family does not cover.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,14 +19,17 @@ from typing import Any
 import msgspec
 
 from whitebox.compiler.build import BuildReport, KernelBuilder, Progress
-from whitebox.compiler.cache import KernelCache, pipeline_version, write_atomically
+from whitebox.compiler.cache import KernelCache, kernel_key, pipeline_version, write_atomically
+from whitebox.compiler.families import Family, generalizations, probes
 from whitebox.compiler.structure import give_weights, take_weights
-from whitebox.compiler.supported import lowerable
+from whitebox.compiler.supported import lowerable, serves_free_sizes
 from whitebox.compiler.target import Target
-from whitebox.errors import InvalidInput
-from whitebox.ir import onnx_schema
+from whitebox.errors import InvalidInput, StorageError, WhiteboxError
+from whitebox.ir import onnx_schema, serial
 from whitebox.ir.graph import Graph, Tensor
+from whitebox.ir.types import TensorType
 from whitebox.passes import PRECISIONS, PassReport, optimize, passes_for, specialize
+from whitebox.runtime.background import Background
 from whitebox.runtime.device import Arena
 from whitebox.runtime.engine import Engine, Runnable
 from whitebox.runtime.executable import Executable
@@ -80,30 +86,109 @@ class Preparer:
         self.target = target
         self.cache = KernelCache(home / "kernels")
         self.builder = KernelBuilder(self.cache, target)
+        # For what nobody waits for.
+        self.patient = KernelBuilder(self.cache, target, workers=1, niceness=10)
+        self.background = Background()
+        self._families: dict[Path, Family] = {}
         self.library = KernelLibrary(self.cache, target.threads)
         self.parameters = parameters
         self._plans = home / "plans"
 
     def compile(
-        self, model: Structured, shapes: Shapes, progress: Progress | None = None
+        self,
+        model: Structured,
+        shapes: Shapes,
+        progress: Progress | None = None,
+        *,
+        patiently: bool = False,
     ) -> tuple[Plan | None, BuildReport]:
-        """The plan at these shapes, its kernels built; None when memory cannot be planned."""
+        """The plan made for these shapes, its kernels built; None when memory cannot be planned.
+
+        What is built `patiently` leaves the cores to others.
+        """
+        builder = self.patient if patiently else self.builder
+        return self._planned(model, shapes, None, builder, progress)
+
+    def answer(self, model: Structured, shapes: Shapes) -> tuple[Plan | None, BuildReport]:
+        """The plan at these shapes that is ready first: one made for them, else a general one."""
+        plan = self._stored(self._plan_path(model, shapes))
+        if plan is not None:
+            return plan, BuildReport(0, len(plan.kernels), 0.0)
+        return self._planned(model, shapes, self.family(model), self.builder, None)
+
+    def _planned(
+        self,
+        model: Structured,
+        shapes: Shapes,
+        family: Family | None,
+        builder: KernelBuilder,
+        progress: Progress | None,
+    ) -> tuple[Plan | None, BuildReport]:
         self.builder.interpreter()
-        path = self._plan_path(model, shapes)
-        plan = self._load_plan(path)
-        if plan is not None and all(self.cache.has(key) for key in plan.kernels):
+        path = self._plan_path(model, shapes, "" if family is None else "general")
+        plan = self._stored(path)
+        if plan is not None:
             return plan, BuildReport(0, len(plan.kernels), 0.0)
         try:
             graph = self.optimized(model, shapes)
-            planned = make_plan(graph, self.target)
+            planned = make_plan(graph, self.target, family=family)
         except DataDependentShape:
             return None, NOTHING_BUILT
-        report = self.builder.build(planned.bodies, progress)
+        report = builder.build(planned.bodies, progress)
         if report.failures:
             # Slower, but right. Not kept: the next process may have better luck.
-            return make_plan(graph, self.target, report.failures).plan, report
+            return make_plan(graph, self.target, report.failures, family).plan, report
         write_atomically(path, encode_plan(planned.plan))
         return planned.plan, report
+
+    def family(self, model: Structured) -> Family | None:
+        """The kernels of a structure that serve every size; None before `generalize`."""
+        path = self._plan_path(model, {}, "family")
+        known = self._families.get(path)
+        if known is None:
+            try:
+                data = path.read_bytes()
+                bodies = [serial.decode(body, _no_weights) for body in msgspec.msgpack.decode(data)]
+            except (OSError, StorageError, msgspec.DecodeError):
+                return None
+            known = self._families[path] = Family(bodies)
+        return known
+
+    def generalize(self, model: Structured, progress: Progress | None = None) -> BuildReport:
+        """Compile the kernels of a structure that serve every size, unless that has been done."""
+        known = self.family(model)
+        if known is not None:
+            return BuildReport(0, len(known.bodies), 0.0)
+        inputs = [(name, node.type) for name, node in model.structure.model.inputs]
+        return self.learn(model, probes(inputs), progress)
+
+    def learn(
+        self,
+        model: Structured,
+        pairs: Iterable[tuple[Shapes, Shapes]],
+        progress: Progress | None = None,
+    ) -> BuildReport:
+        """Compile what serves every size, as far as pairs of shapes show what varies."""
+        family, fixed = Family(), {}
+        for pair in pairs:
+            try:
+                first, second = (fused_bodies(self.optimized(model, shapes)) for shapes in pair)
+            except WhiteboxError:
+                continue  # sizes that the model does not take
+            for body in generalizations(first, second):
+                if serves_free_sizes(body):
+                    family.add(body)
+            # What is the same at both sizes is the same at others.
+            same = {body.digest for body in second}
+            fixed.update({kernel_key(b, self.target): b for b in first if b.digest in same})
+        keys = {kernel_key(body, self.target): body for body in family.bodies}
+        report = self.builder.build({**keys, **fixed}, progress)
+        bodies = [body for key, body in keys.items() if key not in report.failures]
+        path = self._plan_path(model, {}, "family")
+        self._families[path] = Family(bodies)
+        data = msgspec.msgpack.encode([serial.encode(body) for body in bodies])
+        write_atomically(path, data)
+        return report
 
     def optimized(
         self, model: Structured, shapes: Shapes, reports: list[PassReport] | None = None
@@ -112,42 +197,48 @@ class Preparer:
         passes = passes_for(self.target, lowerable, model.precision)
         return optimize(specialize(model.structure, dict(shapes)), passes, reports)
 
-    def load(
-        self,
-        model: Structured,
-        shapes: Shapes,
-        engine: Engine,
-        progress: Progress | None = None,
-    ) -> tuple[Runnable, BuildReport]:
-        """Something that runs the model at these shapes."""
-        plan, report = self.compile(model, shapes, progress)
+    def bind(
+        self, model: Structured, shapes: Shapes, plan: Plan | None, engine: Engine
+    ) -> Runnable:
+        """Something that runs the model at these shapes by a plan; by the host without one."""
         if plan is None:
             graph = specialize(give_weights(model.structure, model.weights), dict(shapes))
-            return HostExecutable(graph, "a shape inside depends on the data"), report
+            return HostExecutable(graph, "a shape inside depends on the data")
         values = self.parameters.resolve(parameter_graph(plan, model.weights))
         interpret = self.library.function(self.builder.interpreter())
-        executable = Executable(plan, values, self.library.function, interpret, engine.device)
-        return executable, report
+        return Executable(plan, values, self.library.function, interpret, engine.device)
 
-    def _plan_path(self, model: Structured, shapes: Shapes) -> Path:
-        parts = [model.structure.digest, model.precision, self.target.key, pipeline_version()]
+    def _plan_path(self, model: Structured, shapes: Shapes, kind: str = "") -> Path:
+        parts = [model.structure.digest, model.precision, self.target.key, pipeline_version(), kind]
         parts += [f"{name}={'x'.join(map(str, dims))}" for name, dims in sorted(shapes.items())]
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
         return self._plans / digest[:2] / f"{digest}.plan"
 
-    def _load_plan(self, path: Path) -> Plan | None:
-        """The stored plan; a damaged one is dropped."""
+    def _stored(self, path: Path) -> Plan | None:
+        """The stored plan, when its kernels are there; a damaged one is dropped."""
         try:
             data = path.read_bytes()
         except OSError:
             return None
         try:
-            return decode_plan(data)
+            plan = decode_plan(data)
         except msgspec.DecodeError:
             path.unlink(missing_ok=True)
             return None
+        return plan if all(self.cache.has(key) for key in plan.kernels) else None
 
     def close(self) -> None:
         """Stop the compile workers, finish writing."""
         self.builder.close()
+        self.patient.abandon()
+        self.background.close()
         self.parameters.close()
+
+
+def fused_bodies(graph: Graph) -> list[Graph]:
+    """The bodies of a fused graph's kernels, in order of execution."""
+    return [node.attr("body") for node in graph.nodes if node.op == "whitebox.Fused"]
+
+
+def _no_weights(digest: str, type: TensorType) -> Tensor:
+    raise StorageError(f"a stored kernel body refers to the weights {digest}")

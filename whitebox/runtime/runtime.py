@@ -78,11 +78,11 @@ class Runtime:
         """Register a model (path, bytes or ModelProto) under `name` (default: the file's stem).
 
         Kernels are compiled for `shapes` (by input name), or for batch 1 when only the batch is
-        free; otherwise at the first request. `precision` is "f32" or "bf16"; what that costs,
-        `accuracy` measures. The same content in the same precision again is the same version; any
-        other is a new one. Raises InvalidModel, UnsupportedOperator, InvalidName, InvalidInput
-        (precision, shapes that do not fit), CompileError or StorageError; nothing is registered
-        then.
+        free; where dimensions are free, also kernels that serve every size. `precision` is "f32" or
+        "bf16"; what that costs, `accuracy` measures. The same content in the same precision again
+        is the same version; any other is a new one. Raises InvalidModel, UnsupportedOperator,
+        InvalidName, InvalidInput (precision, shapes that do not fit), CompileError or StorageError;
+        nothing is registered then.
         """
         from whitebox.ir import onnx_io
         from whitebox.registry.records import signature_of
@@ -94,9 +94,10 @@ class Runtime:
         graph = onnx_io.load(model, chosen)
         inputs, _ = signature_of(graph.model)
         wanted = given_shapes(chosen, inputs, shapes) if shapes else default_shapes(inputs)
-        structured, report = Structured.of(graph, precision), NOTHING_BUILT
+        structured, special = Structured.of(graph, precision), NOTHING_BUILT
         if wanted is not None:
-            _, report = self.preparer.compile(structured, wanted, progress)
+            _, special = self.preparer.compile(structured, wanted, progress)
+        general = self.preparer.generalize(structured, progress)
         metadata: dict[str, Any] = {**graph.model.metadata}
         if shapes:
             metadata["shapes"] = {key: list(dims) for key, dims in (wanted or {}).items()}
@@ -108,8 +109,8 @@ class Runtime:
             name=record.name,
             version=record.version,
             created=created,
-            kernels_compiled=report.compiled,
-            kernels_reused=report.reused,
+            kernels_compiled=special.compiled + general.compiled,
+            kernels_reused=special.reused + general.reused,
             seconds=time.perf_counter() - start,
             new_bytes=new_bytes,
             shared_bytes=shared_bytes,
@@ -135,9 +136,7 @@ class Runtime:
                 return dict(zip(model.output_names, results, strict=True))
         values, shapes = model.check(feeds)
         wanted = model.check_outputs(outputs)
-        work = model.find(shapes)
-        if work is None:
-            work, _ = model.load(shapes, self.preparer, self.engine)
+        work = model.ready(shapes, self.preparer, self.engine)
         return _named(model, wanted, self.engine.run(work, values))
 
     def submit(
@@ -170,7 +169,7 @@ class Runtime:
 
         def load_and_queue() -> None:
             try:
-                queue(model.load(shapes, self.preparer, self.engine)[0])
+                queue(model.ready(shapes, self.preparer, self.engine))
             except BaseException as error:
                 reply.set_exception(error)
 
@@ -179,9 +178,8 @@ class Runtime:
             if task.cancelled():
                 reply.set_exception(Overloaded("the runtime is shutting down; ask another one"))
 
-        work = model.find(shapes)
-        if work is not None:
-            queue(work)
+        if model.find(shapes) is not None:
+            queue(model.ready(shapes, self.preparer, self.engine))
         elif self._loading.acquire(blocking=False):
             self._loaders.submit(load_and_queue).add_done_callback(loaded)
         else:

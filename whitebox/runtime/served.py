@@ -17,9 +17,13 @@ from whitebox.ir.types import TensorType, numpy_dtype
 from whitebox.registry.records import TensorSpec
 from whitebox.runtime.engine import Engine, Runnable
 from whitebox.runtime.executable import Executable
+from whitebox.runtime.plan import Plan
 from whitebox.runtime.prepare import NOTHING_BUILT, Preparer, Structured
 from whitebox.runtime.quick import QuickCalls
 from whitebox.runtime.signature import check_feeds
+
+# A shape that is asked for this often is worth kernels of its own.
+HOT_REQUESTS = 3
 
 # Executables kept for one model; the least recently used shape is dropped first. Calls that go
 # the short way are not counted as use: to load a shape again takes milliseconds.
@@ -91,6 +95,9 @@ class ServedModel:
         self._quick = QuickCalls(self.inputs)
         self.answer = self._quick.answer
         self._executables: OrderedDict[tuple[Any, ...], Runnable] = OrderedDict()
+        # Requests so far at the shapes whose executables are general.
+        self._requests: dict[tuple[Any, ...], int] = {}
+        self._learnt = False
         self._lock = threading.Lock()
         self._loading = threading.Lock()
 
@@ -119,7 +126,7 @@ class ServedModel:
         return [names.index(name) for name in outputs]
 
     def find(self, shapes: Shapes) -> Runnable | None:
-        """The executable for these shapes, if it is loaded."""
+        """The executable for these shapes, if one is loaded."""
         key = tuple(shapes.values())
         with self._lock:
             found = self._executables.get(key)
@@ -134,24 +141,83 @@ class ServedModel:
         engine: Engine,
         progress: Progress | None = None,
     ) -> tuple[Runnable, BuildReport]:
-        """The executable for these shapes, compiled if need be."""
+        """The executable made for these shapes, compiled if need be."""
         with self._loading:
             found = self.find(shapes)
-            if found is not None:
+            if found is not None and not _is_general(found):
                 return found, NOTHING_BUILT
-            executable, report = preparer.load(self.structured, shapes, engine, progress)
-            key = tuple(shapes.values())
-            with self._lock:
-                self._executables[key] = executable
-                if isinstance(executable, Executable) and executable.is_plain:
-                    self._quick.add(key, executable.plain_call(engine))
-                while len(self._executables) > MAX_SHAPES:
-                    oldest, _ = self._executables.popitem(last=False)
-                    self._quick.remove(oldest)
-            return executable, report
+            plan, report = preparer.compile(self.structured, shapes, progress)
+            return self._keep(shapes, plan, preparer, engine), report
+
+    def ready(self, shapes: Shapes, preparer: Preparer, engine: Engine) -> Runnable:
+        """The executable that can answer a request at these shapes first.
+
+        The first shapes get kernels of their own. Others get those that serve every size, and
+        kernels of their own, made in the background, once they have been asked for often.
+        """
+        work = self.find(shapes)
+        if work is None:
+            with self._loading:
+                work = self.find(shapes) or self._answer(shapes, preparer, engine)
+        if _is_general(work):
+            self._count(shapes, preparer, engine)
+        return work
+
+    def _answer(self, shapes: Shapes, preparer: Preparer, engine: Engine) -> Runnable:
+        model, loaded = self.structured, self.shapes_loaded
+        if preparer.family(model) is None and not loaded:
+            plan, _ = preparer.compile(model, shapes)
+            return self._keep(shapes, plan, preparer, engine)
+        preparer.generalize(model)
+        family = preparer.family(model)
+        if loaded and not self._learnt and (family is None or not family.bodies):
+            # The probes did not fit; what has been asked for does.
+            self._learnt = True
+            preparer.learn(model, [(dict(zip(shapes, loaded[-1], strict=True)), shapes)])
+        plan, _ = preparer.answer(model, shapes)
+        return self._keep(shapes, plan, preparer, engine)
+
+    def _count(self, shapes: Shapes, preparer: Preparer, engine: Engine) -> None:
+        """Count a request that a general executable answers; the shapes may be hot now."""
+        key = tuple(shapes.values())
+        with self._lock:
+            count = self._requests[key] = self._requests.get(key, 0) + 1
+        if count == HOT_REQUESTS:
+            preparer.background.submit(lambda: self._specialize(shapes, preparer, engine))
+
+    def _specialize(self, shapes: Shapes, preparer: Preparer, engine: Engine) -> None:
+        """Put an executable made for these shapes in the place of the general one."""
+        plan, _ = preparer.compile(self.structured, shapes, patiently=True)
+        self._keep(shapes, plan, preparer, engine)
+
+    def _keep(
+        self, shapes: Shapes, plan: Plan | None, preparer: Preparer, engine: Engine
+    ) -> Runnable:
+        """Make the executable of a plan and use it for these shapes from now on."""
+        executable = preparer.bind(self.structured, shapes, plan, engine)
+        key = tuple(shapes.values())
+        # What goes the short way is not counted, so a general executable never does.
+        call = None
+        if isinstance(executable, Executable) and executable.is_plain and not executable.general:
+            call = executable.plain_call(engine)
+        with self._lock:
+            self._executables[key] = executable
+            self._requests.pop(key, None)
+            if call is not None:
+                self._quick.add(key, call)
+            while len(self._executables) > MAX_SHAPES:
+                oldest, _ = self._executables.popitem(last=False)
+                self._requests.pop(oldest, None)
+                self._quick.remove(oldest)
+        return executable
 
     @property
     def shapes_loaded(self) -> list[tuple[Any, ...]]:
         """The shapes that executables are loaded for, least recently used first."""
         with self._lock:
             return list(self._executables)
+
+
+def _is_general(work: Runnable) -> bool:
+    """Whether an executable's kernels serve other shapes as well."""
+    return isinstance(work, Executable) and work.general

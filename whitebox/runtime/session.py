@@ -111,9 +111,7 @@ class InferenceSession:
                 return results
         values, shapes = self._model.check(input_feed)
         wanted = self._model.check_outputs(output_names)
-        work = self._model.find(shapes)
-        if work is None:
-            work, _ = self._model.load(shapes, self._preparer, self._engine)
+        work = self._model.ready(shapes, self._preparer, self._engine)
         results = self._engine.run(work, values)
         return [results[index] for index in wanted]
 
