@@ -108,6 +108,38 @@ def startup(
 
 
 @app.command()
+def shapes(
+    models: Annotated[str, typer.Option(help="Comma-separated names of models.")] = "all",
+    threads: Annotated[int, typer.Option(min=1, help="Threads each engine may use.")] = 2,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Seconds of timing a size.")] = 4.0,
+    seed: Annotated[int, typer.Option(help="Seed of the inputs.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything measured to this file.")
+    ] = None,
+) -> None:
+    """Time kernels that serve every size against those made for one, and against the peers.
+
+    The peers keep their dynamic shapes. Times are medians in ms; "first" is what a request at a
+    new shape waits for its answer. Exits with 1 when an answer is wrong.
+    """
+    os.environ["WHITEBOX_THREADS"] = str(threads)
+    from benchmarks.latency import Settings
+    from benchmarks.report import provenance
+    from benchmarks.shapes import SIZES, measure, table
+
+    chosen = list(SIZES) if models == "all" else _known(models.split(","), SIZES, "model")
+    rows = []
+    for row in measure(chosen, Settings(threads, seconds, seed)):
+        rows.append(row)
+        typer.echo(f"{row.model} {row.sizes}: {row.ratio or 0:.2f}", err=True)
+    typer.echo(table(rows))
+    if json_file is not None:
+        made = {**provenance(), "rows": [row.to_dict() for row in rows]}
+        json_file.write_text(json.dumps(made, indent=2) + "\n")
+    raise typer.Exit(1 if any(row.failure for row in rows) else 0)
+
+
+@app.command()
 def kernels(
     operators: Annotated[
         str, typer.Option(help="Comma-separated names or families, such as gemm,softmax.")

@@ -144,7 +144,7 @@ def measure_engines(
                 outcome.failure = f"wrong answer: relative error {outcome.error:.1e}"
                 continue
         runs[name] = run
-    for name, times in _take_turns(runs, settings):
+    for name, times in take_turns(runs, settings):
         found[name].times_ms.extend(times)
     return found
 
@@ -157,7 +157,7 @@ def _reference(file: Path, feeds: Feeds, threads: int) -> list[np.ndarray] | Non
         return None
 
 
-def _take_turns(runs: dict[str, Run], settings: Settings) -> Iterator[tuple[str, list[float]]]:
+def take_turns(runs: dict[str, Run], settings: Settings) -> Iterator[tuple[str, list[float]]]:
     """Time the engines in rounds; each burst begins after a pause and a few untimed runs."""
     if not runs:
         return
