@@ -17,11 +17,13 @@ from benchmarks.catalogue import MODELS
 from tests.test_lower import TARGET, aligned, body_of, placeholder
 from whitebox.compiler.families import Family, generalizations, is_instance, probes
 from whitebox.compiler.lower import lower
+from whitebox.compiler.target import Target
 from whitebox.ir import ops
 from whitebox.ir.graph import Graph, constant
 from whitebox.ir.onnx_schema import evaluate_graph
 from whitebox.ir.sizes import Extent, Size, at_least, exact_quotient
 from whitebox.ir.types import TensorType
+from whitebox.ir.winograd import weight_transform
 
 tvm = pytest.importorskip("tvm")
 
@@ -167,12 +169,74 @@ def _spread(n: int, m: int) -> Graph:
     return body_of([x, y], ops.node("Cast", less, to=1), ops.node("Mul", x, y))
 
 
+_WINDOW = {"block": TARGET.lanes, "dilations": (1, 1), "kernel_shape": (3, 3), "pads": (1, 1, 1, 1)}
+
+
+def _conv(n: int, m: int) -> Graph:
+    c = TARGET.lanes
+    x, w, bias = (
+        placeholder(0, 2, 2, n, m, c),
+        placeholder(1, 3, 2, 3, 3, c, c),
+        placeholder(2, 3, 1, 1, c),
+    )
+    attrs = {**_WINDOW, "strides": (1, 1), "data_layout": "NCHWc", "in_channels": 2 * c}
+    return body_of([x, w, bias], ops.node("Relu", ops.make("whitebox.Conv", (x, w, bias), attrs)))
+
+
+def _image_conv(n: int, m: int) -> Graph:
+    c = TARGET.lanes
+    x, w = placeholder(0, 1, 3, n, m), placeholder(1, 2, 3, 3, 3, c)
+    attrs = {**_WINDOW, "strides": (2, 2), "data_layout": "NCHW", "in_channels": 3}
+    return body_of([x, w], ops.make("whitebox.Conv", (x, w), attrs))
+
+
+def _pointwise(n: int, m: int) -> Graph:
+    c = TARGET.lanes
+    x, w, y = (
+        placeholder(0, n, 2, m, 5, c),
+        placeholder(1, 1, 2, 1, 1, c, c),
+        placeholder(2, n, 1, m, 5, c),
+    )
+    attrs = {
+        **_WINDOW, "kernel_shape": (1, 1), "pads": (0,) * 4, "strides": (1, 1),
+        "data_layout": "NCHWc", "in_channels": 2 * c,
+    }  # fmt: skip
+    return body_of([x, w, y], ops.node("Add", ops.make("whitebox.Conv", (x, w), attrs), y))
+
+
+def _depthwise(n: int, m: int) -> Graph:
+    c = TARGET.lanes
+    x, w = placeholder(0, 2, 2, n, m, c), placeholder(1, 2, 3, 3, c)
+    return body_of(
+        [x, w], ops.make("whitebox.DepthwiseConv", (x, w), {**_WINDOW, "strides": (2, 1)})
+    )
+
+
+def _max_pool(n: int, m: int) -> Graph:
+    x = placeholder(0, 2, 2, n, m, TARGET.lanes)
+    attrs = {**_WINDOW, "strides": (2, 2), "ceil_mode": 1}
+    return body_of([x], ops.make("whitebox.MaxPool", (x,), attrs))
+
+
+def _winograd(n: int, m: int) -> Graph:
+    c = TARGET.lanes
+    x, w = placeholder(0, 2, 2, n, m, c), placeholder(1, 3, 6, 6, 2, c, c)
+    attrs = {**_WINDOW, "strides": (1, 1)}
+    return body_of([x, w], ops.node("Tanh", ops.make("whitebox.WinogradConv", (x, w), attrs)))
+
+
+def _enlarged(n: int, m: int) -> Graph:
+    x = placeholder(0, 1, 2, n, m)
+    scales = constant(np.array([1, 1, 2, 2], np.float32))
+    return body_of([x], ops.node("Resize", x, None, scales, mode="linear"))
+
+
 BODIES: dict[str, Callable[[int, int], Graph]] = {
     make.__name__.strip("_"): make
     for make in (
         _linear, _rows, _scores, _mixed, _odd_columns, _softmax, _columns, _norm, _instance_norm,
         _reductions, _over_rows, _position, _transposed, _views, _joined, _cut, _padded, _looked_up,
-        _spread,
+        _spread, _conv, _image_conv, _pointwise, _depthwise, _max_pool, _winograd, _enlarged,
     )
 }  # fmt: skip
 SIZES = ((1, 1), (1, 7), (2, 1), (3, 13), (5, 16), (2, 33), (17, 50))
@@ -205,6 +269,13 @@ def feeds_of(body: Graph, rng: np.random.Generator) -> list[np.ndarray]:
     return feeds
 
 
+def transformed_weights(outer: int, inner: int, block: int) -> np.ndarray:
+    """Random 3x3 weights as Winograd's kernel takes them."""
+    plain = np.random.default_rng(0).standard_normal((outer, inner, block, block, 9)) / 9
+    made = (plain.astype(np.float32) @ weight_transform(3)).reshape(*plain.shape[:4], 6, 6)
+    return made.transpose(0, 4, 5, 1, 2, 3)
+
+
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: "x".join(map(str, sizes)))
 @pytest.mark.parametrize("name", BODIES)
 def test_one_kernel_serves_every_size(name: str, sizes: tuple[int, int]) -> None:
@@ -212,6 +283,8 @@ def test_one_kernel_serves_every_size(name: str, sizes: tuple[int, int]) -> None
     if sizes != (1, 1):  # where what is not one body with others may merge
         assert Family([general(name)]).find(body) is general(name)
     feeds = feeds_of(body, np.random.default_rng(sizes))
+    if name == "winograd":
+        feeds[1] = transformed_weights(*feeds[1].shape[:1], *feeds[1].shape[3:5])
     expected = list(evaluate_graph(body, feeds).values())
     results = [aligned(np.full(np.shape(e), 7).astype(e.dtype)) for e in map(np.asarray, expected)]
     again = [aligned(result) for result in results]
@@ -221,6 +294,14 @@ def test_one_kernel_serves_every_size(name: str, sizes: tuple[int, int]) -> None
     for result, second, right in zip(results, again, expected, strict=True):
         np.testing.assert_allclose(result, right, rtol=2e-5, atol=2e-5)
         np.testing.assert_array_equal(result, second)
+
+
+@pytest.mark.parametrize("name", ["linear", "scores", "softmax", "norm", "transposed"])
+@pytest.mark.parametrize("lanes, mcpu", [(4, "x86-64"), (8, "haswell"), (16, "skylake-avx512")])
+def test_it_compiles_for_every_width(name: str, lanes: int, mcpu: str) -> None:
+    target = Target("cpu", "x86_64", mcpu, lanes, 2)
+    device = tvm.target.Target({"kind": "llvm", "mcpu": mcpu, "num-cores": 2})
+    assert tvm.compile(lower(general(name), target, "kernel"), target=device)
 
 
 def test_only_instances_match() -> None:
