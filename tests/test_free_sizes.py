@@ -346,7 +346,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["minilm-int8", "magika"])
+@pytest.mark.parametrize("name", ["minilm-int8", "magika", "ppocr-cls"])
 def test_new_shapes_compile_nothing(
     name: str, runtime: whitebox.Runtime, real_model: Callable[[str], Path]
 ) -> None:
