@@ -127,7 +127,7 @@ def shapes(
     from benchmarks.report import provenance
     from benchmarks.shapes import SIZES, measure, table
 
-    chosen = list(SIZES) if models == "all" else _known(models.split(","), SIZES, "model")
+    chosen = list(SIZES) if models == "all" else choice.known(models.split(","), SIZES, "model")
     rows = []
     for row in measure(chosen, Settings(threads, seconds, seed)):
         rows.append(row)
