@@ -169,6 +169,7 @@ class Preparer:
         progress: Progress | None = None,
     ) -> BuildReport:
         """Compile what serves every size, as far as pairs of shapes show what varies."""
+        self.builder.interpreter()
         family, fixed = Family(), {}
         for pair in pairs:
             try:
