@@ -65,7 +65,7 @@ _FREE_OPS = frozenset(
 )
 # Fast through a template only, which is made for numbers.
 _FIXED_OPS = (TEMPLATE_OPS - _FREE_OPS) | frozenset(
-    "AveragePool Conv GRU Gemm LSTM MaxPool RNN".split()
+    "AveragePool Conv Gemm MaxPool whitebox.GRU whitebox.LSTM whitebox.RNN".split()
 )
 
 
