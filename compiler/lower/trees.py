@@ -15,6 +15,7 @@ from tvm import tirx
 from whitebox.compiler.lower import functions as fn
 from whitebox.compiler.lower.value import Axes, Body, Index, Scope, Value, emitter
 from whitebox.ir.graph import Node
+from whitebox.ir.sizes import Extent
 from whitebox.kernels.cpu.affine import Opaque
 
 _COMPARE: dict[str, Any] = {
@@ -33,7 +34,7 @@ def _tree_walk(node: Node, args: Sequence[Value], body: Body) -> Value:
     def element(scope: Scope, axes: Axes) -> Any:
         loops = frozenset().union(*(axis.loops for axis in axes))
 
-        def index(raw: Any, extent: int) -> Index:
+        def index(raw: Any, extent: Extent) -> Index:
             return Index({Opaque(scope.keep(raw), 0, extent - 1, loops): 1})
 
         row = axes[1] if node.attr("rows_last") else axes[0]
@@ -47,4 +48,4 @@ def _tree_walk(node: Node, args: Sequence[Value], body: Body) -> Value:
             place = tirx.Select(chosen, yes.at(scope, at), no.at(scope, at))
         return place
 
-    return Value("int32", node.tensor.dims, element)
+    return Value("int32", node.tensor.extents, element)
