@@ -50,8 +50,9 @@ OPS = frozenset(
     ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu
     Reshape Resize ReverseSequence Round ScatterElements ScatterND Selu Shrink Sigmoid Sign Sin
     Sinh Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh
-    ThresholdedRelu Tile Transpose Trilu Unsqueeze Where Xor whitebox.Centre whitebox.GRU
-    whitebox.LSTM whitebox.Pack whitebox.RNN whitebox.Saturate whitebox.TreeWalk whitebox.Unpack
+    ThresholdedRelu Tile Transpose Trilu Unsqueeze Where Xor whitebox.Attention whitebox.Centre
+    whitebox.GRU whitebox.LSTM whitebox.Pack whitebox.RNN whitebox.Saturate whitebox.TreeWalk
+    whitebox.Unpack
     """.split()
 )
 

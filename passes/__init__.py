@@ -76,7 +76,13 @@ def passes_for(
     winograd = not (precision == "bf16" and target.bf16 == "tiles")
     bound = {
         quantize: partial(quantize, integer_group=target.integer_group),
-        layout: partial(layout, lanes=lanes, integer_group=target.integer_group, winograd=winograd),
+        layout: partial(
+            layout,
+            lanes=lanes,
+            integer_group=target.integer_group,
+            winograd=winograd,
+            attention=not (precision == "bf16" and target.bf16),
+        ),
         lower_precision: partial(
             lower_precision,
             precision=precision,

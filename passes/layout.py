@@ -15,6 +15,7 @@ from __future__ import annotations
 from whitebox.ir.graph import Graph
 from whitebox.passes.rewrite import rewrite
 from whitebox.passes.rules.algebra import ALGEBRA
+from whitebox.passes.rules.attention import attention_rules
 from whitebox.passes.rules.blocked import blocked_rules, pack_is_reshape, pack_unpack
 from whitebox.passes.rules.integer import integer_rules
 from whitebox.passes.rules.integer_conv import integer_conv_rules
@@ -22,13 +23,22 @@ from whitebox.passes.rules.recurrent import recurrent_rules
 from whitebox.passes.rules.transpose import merge_transposes
 
 
-def layout(graph: Graph, lanes: int = 16, integer_group: int = 0, winograd: bool = True) -> Graph:
+def layout(
+    graph: Graph,
+    lanes: int = 16,
+    integer_group: int = 0,
+    winograd: bool = True,
+    attention: bool = True,
+) -> Graph:
     """Blocked layouts for vectors of `lanes` float32 elements.
 
     `integer_group` is how many products of 8-bit integers an instruction of the target adds up,
-    `winograd` says that its multiplications cost enough to be saved by transforms.
+    `winograd` says that its multiplications cost enough to be saved by transforms, `attention` that
+    the products of attention stay in float32.
     """
     rules = (*blocked_rules(lanes, winograd), *recurrent_rules(lanes))
+    if attention:
+        rules += attention_rules(lanes)
     if integer_group:
         rules += integer_rules(lanes, integer_group)
         rules += integer_conv_rules(lanes, integer_group)

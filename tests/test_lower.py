@@ -286,6 +286,37 @@ def test_recurrent_layer(op: str, batch: int, hidden: int, attrs: dict[str, Any]
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "batch, rows, keys, size, width, mask",
+    [
+        ((2, 3), 13, 21, 16, 32, None),
+        ((2, 3), 7, 64, 32, 16, (2, 1, 1, 64)),
+        ((2,), 50, 50, 64, 64, (50, 50)),
+        ((1, 4), 1, 200, 16, 16, (4, 1, 200)),
+        ((3,), 40, 333, 32, 48, (3, 40, 1)),
+    ],
+)
+@pytest.mark.parametrize("nan_to_zero", [0, 1])
+def test_attention(
+    batch: tuple[int, ...], rows: int, keys: int, size: int, width: int, mask: Any, nan_to_zero: int
+) -> None:
+    """Whole tiles and not, masks of every kind; a row that is masked out whole."""
+    shapes = [(*batch, rows, size), (*batch, keys, size), (*batch, keys, width)]
+    shapes += [] if mask is None else [mask]
+    rng = np.random.default_rng(0)
+    feeds = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    if mask is not None:
+        feeds[3][..., 0, -keys // 2 :] = -np.inf
+        if nan_to_zero:
+            feeds[3][..., 0, :] = -np.inf
+    inputs = [placeholder(k, *shape) for k, shape in enumerate(shapes)]
+    node = ops.node("whitebox.Attention", *inputs, scale=0.3, nan_to_zero=nan_to_zero)
+    with np.errstate(invalid="ignore"):
+        (want,) = evaluate(node, feeds)
+    (got,) = run(body_of(inputs, node), feeds)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
 def test_overlapping_vectors_never_read_what_they_have_written() -> None:
     """Rows of 18 end in a vector that overlaps another, in arrays that TVM would like to share."""
     x, w, mask = placeholder(0, 6, 8), placeholder(1, 8, 18), placeholder(2, 18)

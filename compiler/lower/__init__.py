@@ -19,6 +19,7 @@ import tvm
 from tvm import tirx
 
 from whitebox.compiler.lower import (  # noqa: F401 - each registers the operators it lowers
+    attention,
     blocked,
     elementwise,
     linear,

@@ -7,7 +7,6 @@ held in arrays: the states of all steps, the last state, and the last cell of an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from whitebox.compiler.lower.value import Body, Index, Value, const, emitter, from_array
 from whitebox.ir.graph import Node
@@ -49,9 +48,9 @@ def _recurrent(node: Node, args: Sequence[Value], body: Body) -> tuple[Value, ..
     result = body.array(node.tensor.dims, "float32")
     body.statements += layer.statements(
         recurrent.Buffers(
-            share=_buffer(share, body),
-            weights=_buffer(weights, body),
-            bias=None if bias is None else _buffer(bias, body),
+            share=body.buffer(share),
+            weights=body.buffer(weights),
+            bias=None if bias is None else body.buffer(bias),
             y=result.buffer,
             state=states.buffer,
             cell=cells.buffer,
@@ -66,10 +65,3 @@ def _recurrent(node: Node, args: Sequence[Value], body: Body) -> tuple[Value, ..
         Value("float32", finals, lambda scope, axes: states(scope, (last, *axes))),
         Value("float32", finals, lambda scope, axes: cells(scope, axes)),
     )[: len(node.types)]
-
-
-def _buffer(value: Value, body: Body) -> Any:
-    """The flat buffer that holds a value."""
-    array = body.materialize(value).element
-    assert isinstance(array, Array)
-    return array.buffer

@@ -131,6 +131,12 @@ class Body:
         self.store([(array, value)])
         return from_array(array, value.dtype)
 
+    def buffer(self, value: Value) -> Any:
+        """The flat buffer that holds a value."""
+        array = self.materialize(value).element
+        assert isinstance(array, Array)
+        return array.buffer
+
     def reduce(self, shape: Sequence[Extent], dtype: str, reduction: Reduction) -> Value:
         """An array filled by a reduction; `shape` is the shape of what is kept."""
         array = self.array(shape, dtype)

@@ -106,3 +106,15 @@ def _matmul_integer(node: Node, values: Values) -> Any:
     weight = split.reshape(groups * group, -1)[: a.shape[-1], : node.attrs["n"]].astype(np.int32)
     left = a.astype(np.int32) - (0 if a_zero is None else np.int32(a_zero))
     return left @ (weight - (0 if w_zero is None else np.int32(w_zero)))
+
+
+@means("whitebox.Attention")
+def _attention(node: Node, values: Values) -> Any:
+    q, k, v, mask = (*values, None)[:4]
+    scores = q @ np.swapaxes(k, -1, -2) * np.float32(node.attr("scale"))
+    scores = scores if mask is None else scores + mask
+    powers = np.exp(scores - scores.max(-1, keepdims=True))
+    weights = powers / powers.sum(-1, keepdims=True)
+    if node.attr("nan_to_zero"):
+        weights = np.where(np.isnan(weights), np.float32(0), weights)
+    return weights @ v

@@ -150,3 +150,11 @@ def _recurrent(call: Call) -> tuple[TensorType, ...]:
     dtype, state = call.dtype(0), (directions, batch, hidden)
     states = TensorType(dtype, state)
     return TensorType(dtype, (steps, directions, batch, hidden)), states, states
+
+
+@rule("whitebox.Attention")
+def _attention(call: Call) -> TensorType:
+    q, k, v = (call.tensor(position).dims for position in range(3))
+    check_inner(q[-1], k[-1])
+    check_inner(k[-2], v[-2])
+    return TensorType(call.dtype(0), (*q[:-1], v[-1]))
