@@ -134,7 +134,7 @@ def shapes(
         typer.echo(f"{row.model} {row.sizes}: {row.ratio or 0:.2f}", err=True)
     typer.echo(table(rows))
     if json_file is not None:
-        made = {**provenance(), "rows": [row.to_dict() for row in rows]}
+        made = {"benchmark": "shapes", **provenance(), "rows": [row.to_dict() for row in rows]}
         json_file.write_text(json.dumps(made, indent=2) + "\n")
     raise typer.Exit(1 if any(row.failure for row in rows) else 0)
 
@@ -261,7 +261,7 @@ def throughput(
             f"{row.requests_per_s:9.1f}/s  p50 {row.p50_ms:8.2f} ms  p99 {row.p99_ms:8.2f} ms"
         )
     if json_file is not None:
-        made = {**provenance(), "rows": [row.to_dict() for row in rows]}
+        made = {"benchmark": "shapes", **provenance(), "rows": [row.to_dict() for row in rows]}
         json_file.write_text(json.dumps(made, indent=2) + "\n")
 
 

@@ -147,10 +147,28 @@ def _items(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
+def _shapes(result: Result) -> list[str]:
+    engines = list(result["rows"][0]["median_ms"])
+    header = ["model", "size", "first", "compiled", *engines, "symbolic over specialised"]
+    rows = [
+        [
+            row["model"],
+            " ".join(f"{name}{size}" for name, size in row["sizes"].items()),
+            f"{row['first_answer_ms']:.0f}",
+            str(row["kernels_compiled"]),
+            *(_items(row["median_ms"].get(engine)) for engine in engines),
+            _ratio(row["symbolic_over_specialised"]),
+        ]
+        for row in result["rows"]
+    ]
+    return _rows(header, rows)
+
+
 _TABLES: Mapping[str, Callable[[Result], list[str]]] = {
     "latency": _latency,
     "kernels": _kernels,
     "tiny": _tiny,
     "startup": _startup,
     "batch": _batch,
+    "shapes": _shapes,
 }
