@@ -68,9 +68,16 @@ class Machine(Protocol):
 
 
 def passes_for(
-    target: Machine, unsupported: Callable[[Node], str | None], precision: str = "f32"
+    target: Machine,
+    unsupported: Callable[[Node], str | None],
+    precision: str = "f32",
+    *,
+    general: bool = False,
 ) -> tuple[Pass, ...]:
-    """PASSES with the target's options bound: its vectors, and what it cannot compile."""
+    """PASSES with the target's options bound: its vectors, and what it cannot compile.
+
+    A `general` graph has operators whose kernels serve every size, as far as there is a choice.
+    """
     lanes = target.lanes
     # Tiles multiply so fast that there is nothing to save, and transforms cost precision.
     winograd = not (precision == "bf16" and target.bf16 == "tiles")
@@ -81,7 +88,7 @@ def passes_for(
             lanes=lanes,
             integer_group=target.integer_group,
             winograd=winograd,
-            attention=not (precision == "bf16" and target.bf16),
+            attention=not (general or (precision == "bf16" and target.bf16)),
         ),
         lower_precision: partial(
             lower_precision,

@@ -34,7 +34,7 @@ def layout(
 
     `integer_group` is how many products of 8-bit integers an instruction of the target adds up,
     `winograd` says that its multiplications cost enough to be saved by transforms, `attention` that
-    the products of attention stay in float32.
+    attention may be one operator, of fixed sizes and in float32.
     """
     rules = (*blocked_rules(lanes, winograd), *recurrent_rules(lanes))
     if attention:

@@ -130,7 +130,7 @@ class Preparer:
         if plan is not None:
             return plan, BuildReport(0, len(plan.kernels), 0.0)
         try:
-            graph = self.optimized(model, shapes)
+            graph = self.optimized(model, shapes, general=family is not None)
             planned = make_plan(graph, self.target, family=family)
         except DataDependentShape:
             return None, NOTHING_BUILT
@@ -173,7 +173,9 @@ class Preparer:
         family, fixed = Family(), {}
         for pair in pairs:
             try:
-                first, second = (fused_bodies(self.optimized(model, shapes)) for shapes in pair)
+                first, second = (
+                    fused_bodies(self.optimized(model, shapes, general=True)) for shapes in pair
+                )
             except WhiteboxError:
                 continue  # sizes that the model does not take
             for body in generalizations(first, second):
@@ -192,10 +194,15 @@ class Preparer:
         return report
 
     def optimized(
-        self, model: Structured, shapes: Shapes, reports: list[PassReport] | None = None
+        self,
+        model: Structured,
+        shapes: Shapes,
+        reports: list[PassReport] | None = None,
+        *,
+        general: bool = False,
     ) -> Graph:
-        """The fused graph at these shapes."""
-        passes = passes_for(self.target, lowerable, model.precision)
+        """The fused graph at these shapes; a `general` one is made for a family's kernels."""
+        passes = passes_for(self.target, lowerable, model.precision, general=general)
         return optimize(specialize(model.structure, dict(shapes)), passes, reports)
 
     def bind(
