@@ -63,7 +63,12 @@ def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _times(engines: Mapping[str, Result], scale: float = 1.0) -> list[str]:
     """One cell an engine: its median, or that there is none."""
     found = [engine.get("median_ms") for engine in engines.values()]
-    return ["–" if ms is None else f"{ms * scale:.{2 if ms * scale < 100 else 0}f}" for ms in found]
+    return ["–" if ms is None else _digits(ms * scale) for ms in found]
+
+
+def _digits(value: float) -> str:
+    """A time with as many decimals as tell something."""
+    return f"{value:.{4 if value < 0.1 else 2 if value < 100 else 0}f}"
 
 
 def _ratio(value: float | None) -> str:

@@ -113,7 +113,7 @@ class _Whitebox:
         inputs, outputs = signature_of(graph.model)
         self.served = ServedModel(model.name, graph, inputs, outputs, "f32")
         self.preparer = Preparer(host_target(threads), home, ParameterStore(threads=threads))
-        self.engine = Engine()
+        self.engine = Engine(threads)
         self.preparer.generalize(self.served.structured)
         # Weights are packed, and what is loaded once is loaded, before a new shape is timed.
         values, shapes = self.served.check(model.feeds())
