@@ -377,6 +377,20 @@ def test_several_inputs_and_outputs_scalars_and_unused_inputs() -> None:
         assert session.run(["twice"], feeds)[0] == 2 * n
 
 
+def test_views_of_an_empty_batch_keep_their_shape() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        views (float[N, 4] x) => (float[1, 1, N, 4] y) <int64[1] first = {0}> {
+            once = Unsqueeze(x, first)
+            twice = Unsqueeze(once, first)
+            y = Neg(twice)
+        }""")
+    session = whitebox.InferenceSession(model.SerializeToString())
+    for rows in (0, 3):
+        x = np.ones((rows, 4), np.float32)
+        np.testing.assert_array_equal(session.run(None, {"x": x})[0], -x[None, None])
+
+
 IDLE = """
 import sys, time
 import numpy as np, whitebox

@@ -169,7 +169,9 @@ def reshape(source: Node, dims: tuple[int, ...]) -> Node:
     """`source` seen with the shape `dims` (same number of elements)."""
     if source.tensor.shape == dims:
         return source
-    return ops.node("Reshape", source, constant(np.array(dims, np.int64)))
+    shape = constant(np.array(dims, np.int64))
+    # Without it, ONNX reads a 0 as "the size that the source has here".
+    return ops.node("Reshape", source, shape, **({"allowzero": 1} if 0 in dims else {}))
 
 
 ALGEBRA: tuple[Rule, ...] = (
