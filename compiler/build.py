@@ -28,7 +28,6 @@ from whitebox.compiler.worker import INTERPRETER, Answer, Job, read_message, wri
 from whitebox.errors import CompileError, NoSuchVariant
 from whitebox.ir import serial
 from whitebox.ir.graph import Graph
-from whitebox.passes.fuse import body_label
 
 log = logging.getLogger(__name__)
 
@@ -271,4 +270,6 @@ class KernelBuilder:
 
 def describe(body: Graph) -> str:
     """A kernel in words, for messages: its operators and result type."""
+    from whitebox.passes.fuse import body_label
+
     return f"kernel {body_label(body)} → {', '.join(str(node.type) for node in body.roots)}"

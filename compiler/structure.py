@@ -8,16 +8,42 @@ second model of an architecture runs no pass and compiles nothing. Scalars, smal
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 
+from whitebox.errors import InvalidInput
 from whitebox.ir.graph import CONSTANT, WEIGHT, Graph, Node, Tensor, constant, weight_node
-from whitebox.ir.types import TensorType
+from whitebox.ir.types import PRECISIONS, TensorType
 
 # Up to here, a constant is part of the structure.
 SMALL_FLOAT_ELEMENTS = 16
 SMALL_BYTES = 1024
 # Up to here, a range of integers is.
 RANGE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Structured:
+    """A model as the compiler sees it: its structure, the weights to fill in, and a precision."""
+
+    structure: Graph
+    weights: tuple[Tensor, ...] = field(repr=False)
+    precision: str
+
+    @classmethod
+    def of(cls, graph: Graph, precision: str) -> Structured:
+        """Raises InvalidInput when there is no such precision."""
+        if precision not in PRECISIONS:
+            raise InvalidInput(
+                f"precision {precision!r} is not available; use one of {', '.join(PRECISIONS)}"
+            )
+        return cls(*take_weights(graph), precision)
+
+    @property
+    def digest(self) -> str:
+        """That of the structure."""
+        return self.structure.digest
 
 
 def take_weights(graph: Graph) -> tuple[Graph, tuple[Tensor, ...]]:

@@ -19,7 +19,7 @@ from whitebox.ir.graph import Graph, Node
 from whitebox.passes.fold import fold, specialize
 from whitebox.passes.fuse import fuse
 from whitebox.passes.layout import layout
-from whitebox.passes.lower_precision import PRECISIONS, lower_precision
+from whitebox.passes.lower_precision import lower_precision
 from whitebox.passes.quantize import quantize
 from whitebox.passes.record import Decision, decide, recording, running
 from whitebox.passes.simplify import simplify
@@ -143,7 +143,6 @@ def _trace(report: PassReport, graph: Graph) -> None:
 
 __all__ = [
     "PASSES",
-    "PRECISIONS",
     "Decision",
     "Pass",
     "PassReport",

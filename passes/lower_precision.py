@@ -15,8 +15,6 @@ from whitebox.passes.record import decide
 from whitebox.passes.rewrite import Rule, rewrite
 from whitebox.passes.rules import bf16, narrow
 
-PRECISIONS = ("f32", "bf16")
-
 
 def lower_precision(
     graph: Graph,

@@ -44,6 +44,9 @@ _NAMES = {dtype: name for name, dtype in _NUMPY.items()}
 
 DTYPES: tuple[str, ...] = tuple(_NUMPY)
 
+# What the products of a model are computed in.
+PRECISIONS = ("f32", "bf16")
+
 # Dtypes by their number in ONNX (TensorProto.DataType), as attributes such as Cast's `to` have it.
 ONNX_DTYPES: tuple[str, ...] = tuple(
     (

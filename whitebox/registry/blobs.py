@@ -19,7 +19,7 @@ import numpy as np
 from whitebox.errors import StorageError
 from whitebox.ir.graph import Tensor, string_bytes
 from whitebox.ir.types import TensorType, numpy_dtype
-from whitebox.registry.database import Database, Row
+from whitebox.registry.database import Database
 from whitebox.registry.lock import HomeLock
 from whitebox.registry.packs import Pack, PackFolder, Place, bytes_of
 
@@ -79,14 +79,16 @@ class BlobStore:
                 self._index_pack(connection, staged.pack, places)
             else:
                 self._packs.remove(staged.pack.file)
-        rows = self._select("SELECT DISTINCT pack FROM blobs WHERE digest", staged.digests)
+        rows = self._database.query_in(
+            "SELECT DISTINCT pack FROM blobs WHERE digest", staged.digests
+        )
         return {pack for (pack,) in rows}
 
     def _index_pack(
         self, connection: sqlite3.Connection, pack: Pack, places: Mapping[str, Place]
     ) -> None:
         """Enter a new pack. Blobs that move to it left a damaged one: its users move as well."""
-        damaged = self._select("SELECT DISTINCT pack FROM blobs WHERE digest", places)
+        damaged = self._database.query_in("SELECT DISTINCT pack FROM blobs WHERE digest", places)
         new = connection.execute(
             "INSERT INTO packs (file, nbytes, derived) VALUES (?, ?, 0)", (pack.file, pack.nbytes)
         ).lastrowid
@@ -98,13 +100,13 @@ class BlobStore:
             connection.execute(
                 "INSERT OR IGNORE INTO uses SELECT version, ? FROM uses WHERE pack = ?", (new, old)
             )
-            if not self._select("SELECT 1 FROM blobs WHERE pack", [old]):
+            if not self._database.query_in("SELECT 1 FROM blobs WHERE pack", [old]):
                 connection.execute("DELETE FROM uses WHERE pack = ?", (old,))
                 connection.execute("DELETE FROM packs WHERE id = ?", (old,))
 
     def _stored(self, digests: Iterable[str]) -> dict[str, int]:
         """Which of the digests are in an intact pack, with their bytes."""
-        rows = self._select(
+        rows = self._database.query_in(
             "SELECT digest, blobs.nbytes, file, packs.nbytes FROM blobs "
             "JOIN packs ON packs.id = pack WHERE digest",
             digests,
@@ -185,15 +187,6 @@ class BlobStore:
         users = ", ".join(name for (name,) in rows) or "no model"
         path = self._packs.folder / file
         return f"{path}, with weights of {users}, {what} register the same model file again"
-
-    def _select(self, sql: str, values: Iterable[str | int]) -> list[Row]:
-        """The rows of `sql` IN values, in slices that fit SQLite's limit on parameters."""
-        listed = list(values)
-        rows: list[Row] = []
-        for start in range(0, len(listed), 500):
-            part = listed[start : start + 500]
-            rows += self._database.query(f"{sql} IN ({','.join('?' * len(part))})", part)
-        return rows
 
     def sweep(self) -> int:
         """Drop packs that no version uses and files of processes that died; gives bytes freed.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -126,6 +126,15 @@ class Database:
         """The rows that a SELECT gives."""
         with self._lock, self._errors_in_words():
             return self._connection.execute(sql, parameters).fetchall()
+
+    def query_in(self, sql: str, values: Iterable[str | int]) -> list[Row]:
+        """The rows of `sql` IN values, in slices that fit SQLite's limit on parameters."""
+        listed = list(values)
+        rows: list[Row] = []
+        for start in range(0, len(listed), 500):
+            part = listed[start : start + 500]
+            rows += self.query(f"{sql} IN ({','.join('?' * len(part))})", part)
+        return rows
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

@@ -1,21 +1,24 @@
 """Derived arrays, such as packed weights: a cache that may be dropped at any time.
 
 Arrays go in under a key that says all that they depend on; read-only arrays over mapped pages
-come out, or None. An entry is checked when it is read, so it need not be flushed to the disk
-when it is written: what a power failure or the disk damaged is dropped and made again.
+come out. An entry need not be flushed to the disk when it is written: it is checked when it is
+first read after the machine has started, and what a power failure damaged is dropped and made
+again.
 """
 
 from __future__ import annotations
 
+import time
 import zlib
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import msgspec
 import numpy as np
 
 from whitebox.ir.types import dtype_name, numpy_dtype
-from whitebox.registry.database import Database
+from whitebox.registry.database import Database, Row
 from whitebox.registry.lock import HomeLock
 from whitebox.registry.packs import Pack, PackFolder, bytes_of
 
@@ -31,35 +34,46 @@ class DerivedStore:
         self._database = database
         self._lock = lock
 
-    def get(self, key: str) -> np.ndarray | None:
-        """The array stored under `key`, read-only and 64-byte aligned; None when it is not there.
-
-        Reads and checks all of it: keep the array rather than ask again.
-        """
-        rows = self._database.query(
-            "SELECT file, packs.nbytes, offset, derived.nbytes, dtype, shape, checksum "
-            "FROM derived JOIN packs ON packs.id = pack WHERE key = ?",
-            (key,),
+    def get(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
+        """The arrays stored under `keys`, as far as there are any: read-only, 64-byte aligned."""
+        rows = self._database.query_in(
+            "SELECT file, packs.nbytes, key, offset, derived.nbytes, dtype, shape, checksum "
+            "FROM derived JOIN packs ON packs.id = pack WHERE key",
+            keys,
         )
-        if not rows:
-            return None
-        file, size, offset, nbytes, dtype, shape, checksum = rows[0]
-        try:
-            raw = self._packs.map(Pack(file, size))[offset : offset + nbytes]
-        except OSError:
-            self._drop([file])
-            return None
-        if zlib.crc32(raw.data) != checksum:
-            self._drop([file])
-            return None
-        self._packs.mark_used(file)
-        dims: list[int] = msgspec.json.decode(shape)
-        return raw.view(numpy_dtype(dtype)).reshape(dims)
+        by_pack: dict[Pack, list[Row]] = defaultdict(list)
+        for file, size, *entry in rows:
+            by_pack[Pack(file, size)].append(tuple(entry))
+        found: dict[str, np.ndarray] = {}
+        damaged = []
+        for pack, entries in by_pack.items():
+            try:
+                found.update(self._read(pack, entries))
+            except OSError:
+                damaged.append(pack.file)
+        if damaged:
+            self._drop(damaged)
+        return found
+
+    def _read(self, pack: Pack, entries: Iterable[Row]) -> dict[str, np.ndarray]:
+        """Arrays of one pack. Raises OSError when it is damaged."""
+        pages = self._packs.map(pack)
+        # What was written or read since the machine started is in memory as it was written.
+        checked = booted_at() < self._packs.used_at(pack.file) <= time.time()
+        arrays = {}
+        for key, offset, nbytes, dtype, shape, checksum in entries:
+            raw = pages[offset : offset + nbytes]
+            if not checked and zlib.crc32(raw.data) != checksum:
+                raise OSError("has other bytes than were written")
+            arrays[key] = raw.view(numpy_dtype(dtype)).reshape(msgspec.json.decode(shape))
+        self._packs.mark_used(pack.file)
+        return arrays
 
     def put(self, entries: Mapping[str, np.ndarray]) -> None:
         """Store arrays (not strings), all in one pack. Keys that are there keep their array."""
         with self._lock.shared():
-            new = {key: array for key, array in entries.items() if not self._has(key)}
+            there = self._database.query_in("SELECT key FROM derived WHERE key", entries)
+            new = {key: array for key, array in entries.items() if (key,) not in there}
             if not new:
                 return
             pack, places = self._packs.write(
@@ -87,9 +101,6 @@ class DerivedStore:
                     rows,
                 )
 
-    def _has(self, key: str) -> bool:
-        return bool(self._database.query("SELECT 1 FROM derived WHERE key = ?", (key,)))
-
     def evict(self) -> int:
         """Drop the packs unused for longest until the rest fit the budget; gives bytes freed.
 
@@ -114,3 +125,9 @@ class DerivedStore:
         with self._database.transaction() as connection:
             connection.executemany("DELETE FROM packs WHERE file = ?", [(f,) for f in files])
         return sum(map(self._packs.remove, files))
+
+
+def booted_at() -> float:
+    """When the machine started; where that is not known, now: then nothing counts as checked."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.time() - (0.0 if clock is None else time.clock_gettime(clock))

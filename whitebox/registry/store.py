@@ -145,9 +145,9 @@ class Registry:
         ((generation,),) = self._database.query("SELECT generation FROM state")
         return int(generation)
 
-    def get_derived(self, key: str) -> np.ndarray | None:
-        """An array of the derived cache, read-only and aligned, or None. See `DerivedStore`."""
-        return self._derived.get(key)
+    def get_derived(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
+        """Arrays of the derived cache, read-only and aligned. See `DerivedStore`."""
+        return self._derived.get(keys)
 
     def put_derived(self, entries: Mapping[str, np.ndarray]) -> None:
         """Keep arrays in the derived cache, under keys that say all that they depend on."""

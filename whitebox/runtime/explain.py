@@ -122,7 +122,7 @@ def explain(
         note = f"computed node by node on the host: {work.reason}"
         return Explanation(model.name, version, shapes, (), (), (), 0, 0, 0, precision, note)
     reports: list[PassReport] = []
-    graph = preparer.optimized(model.structured, shapes, reports)
+    graph = preparer.maker.optimized(model.structured, shapes, reports)
     plan: Plan = work.plan  # type: ignore[attr-defined]
     seconds = engine.run(_Profiled(work), values)
     return Explanation(

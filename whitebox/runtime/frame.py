@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from whitebox.errors import WhiteboxError
-from whitebox.ir import onnx_schema, serial
+from whitebox.ir import serial
 from whitebox.ir.graph import Graph, Tensor
 from whitebox.ir.types import TensorType, numpy_dtype
 from whitebox.kernels.host.interpreter import BEGUN
@@ -135,6 +135,8 @@ class Frame:
         return tvm_ffi.convert(run)
 
     def _run_on_host(self, body: Graph, step: Step) -> None:
+        from whitebox.ir import onnx_schema
+
         arguments = [self._read(operand) for operand in step.operands]
         values = onnx_schema.evaluate_graph(body, arguments)
         for operand, value in zip(step.results, values.values(), strict=True):

@@ -1,32 +1,38 @@
-"""Parameters: the values that constant expressions over a model's weights have.
+"""Parameters: the values that a plan's constant expressions have over a model's weights.
 
 A weight as it came with the model is mapped from the blob store. A derived one (folded, packed) is
-evaluated once, kept in the store under the expression's digest, and mapped by every later process,
-and for every model with the same weights. Nobody waits for it to be written.
+evaluated once, kept in the store under the digests of the expression and its weights, and mapped by
+every later process, and for every model with the same weights. Nobody waits for it to be written.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from whitebox.errors import WhiteboxError
-from whitebox.ir import onnx_schema
-from whitebox.ir.graph import OUTPUT, Graph, Node, topological
+from whitebox.ir import serial
+from whitebox.ir.graph import OUTPUT, Node, Tensor, topological
+from whitebox.ir.types import TensorType
 from whitebox.runtime.device import aligned
+from whitebox.runtime.plan import Parameter, Plan
 
 log = logging.getLogger(__name__)
 
-# Smaller results are evaluated anew each time: cheaper than a look-up on disk.
+K = TypeVar("K")
+
+# Where a model's derived parameters take less, they are evaluated anew each time: cheaper than to
+# look them up on disk.
 KEPT_BYTES = 1 << 16
 
-# Tasks a thread: enough to even out what they take, few because most nodes take next to nothing.
+# Tasks a thread: enough to even out what they take, few because most take next to nothing.
 _TASKS = 8
 
 # The first answers come before derived arrays are written: both want the same cores.
@@ -36,7 +42,7 @@ WRITE_DELAY_S = 1.0
 class DerivedStore(Protocol):
     """Where derived arrays are kept between processes."""
 
-    def get_derived(self, key: str) -> np.ndarray | None: ...
+    def get_derived(self, keys: Iterable[str]) -> dict[str, np.ndarray]: ...
 
     def put_derived(self, entries: Mapping[str, np.ndarray]) -> None: ...
 
@@ -55,50 +61,56 @@ class ParameterStore:
         self._closed = threading.Event()
         self._writers: list[threading.Thread] = []
 
-    def resolve(self, graph: Graph) -> list[np.ndarray]:
-        """The value of each output of a graph that consists of constant expressions."""
-        roots = [node for _, node in graph.model.outputs]
+    def resolve(self, plan: Plan, weights: Sequence[Tensor]) -> list[np.ndarray]:
+        """The value of each parameter of a plan, for a model with these weights."""
+        wanted = [(_key(plan, each, weights), each) for each in plan.parameters]
         with self._lock:
-            known = self._each(self._find, dict.fromkeys(roots))
-            fresh = self._each(_value, [node for node in dict.fromkeys(roots) if node not in known])
-            known.update(fresh)
-            self._keep(fresh)
-            for node, array in known.items():
-                self._alive[node.digest] = array
-            return [known[node] for node in roots]
+            known = {k: array for k, _ in wanted if (array := self._alive.get(k)) is not None}
+            missing = {key: each for key, each in wanted if key not in known}
+            known.update(
+                (key, weights[each.weights[0]].array)
+                for key, each in missing.items()
+                if each.expression < 0
+            )
+            derived = {key: each for key, each in missing.items() if each.expression >= 0}
+            known.update(self._derived_values(plan, weights, derived))
+            self._alive.update(known)
+            return [known[key] for key, _ in wanted]
 
-    def _find(self, node: Node) -> np.ndarray | None:
-        array = self._alive.get(node.digest)
-        if array is None and node.is_constant:
-            array = node.value
-        elif array is None and self._derived is not None and _is_large(node):
-            array = self._derived.get_derived(node.digest)
-        return array
+    def _derived_values(
+        self, plan: Plan, weights: Sequence[Tensor], wanted: Mapping[str, Parameter]
+    ) -> dict[str, np.ndarray]:
+        """The values of expressions, from the store or evaluated."""
+        store = self._derived if _derived_bytes(plan) >= KEPT_BYTES else None
+        known = {} if store is None else store.get_derived(wanted)
+        fresh = self._each(
+            lambda each: _value(plan, each, weights),
+            {key: each for key, each in wanted.items() if key not in known},
+        )
+        if store is not None and fresh:
+            self._keep(store, fresh)
+        return {**known, **fresh}
 
     def _each(
-        self, find: Callable[[Node], np.ndarray | None], nodes: Iterable[Node]
-    ) -> dict[Node, np.ndarray]:
-        """What is found for the nodes. numpy and checksums let threads run meanwhile."""
-        wanted = list(nodes)
-        count = 1 if self._threads < 2 else min(len(wanted), _TASKS * self._threads)
+        self, evaluate: Callable[[Parameter], np.ndarray], wanted: Mapping[K, Parameter]
+    ) -> dict[K, np.ndarray]:
+        """The value of each. numpy lets threads run meanwhile."""
+        items = list(wanted.items())
+        count = 1 if self._threads < 2 else min(len(items), _TASKS * self._threads)
 
-        def find_all(start: int) -> dict[Node, np.ndarray]:
-            pairs = [(node, find(node)) for node in wanted[start::count]]
-            return {node: array for node, array in pairs if array is not None}
+        def evaluate_all(start: int) -> dict[K, np.ndarray]:
+            return {key: evaluate(parameter) for key, parameter in items[start::count]}
 
         if count < 2:
-            return find_all(0) if wanted else {}
+            return evaluate_all(0) if items else {}
         with ThreadPoolExecutor(self._threads, thread_name_prefix="parameters") as pool:
-            return {
-                n: array for part in pool.map(find_all, range(count)) for n, array in part.items()
-            }
+            parts = pool.map(evaluate_all, range(count))
+            return {key: array for part in parts for key, array in part.items()}
 
-    def _keep(self, fresh: dict[Node, np.ndarray]) -> None:
-        """Have what was expensive written, in the background."""
-        large = {node.digest: array for node, array in fresh.items() if _is_large(node)}
-        if self._derived is None or not large:
-            return
-        writer = threading.Thread(target=self._write, args=(self._derived, large), name="derived")
+    def _keep(self, store: DerivedStore, arrays: Mapping[str, np.ndarray]) -> None:
+        """Have what was evaluated written, in the background."""
+        numeric = {key: array for key, array in arrays.items() if array.dtype != object}
+        writer = threading.Thread(target=self._write, args=(store, numeric), name="derived")
         self._writers = [w for w in self._writers if w.is_alive()] + [writer]
         writer.start()
 
@@ -118,12 +130,27 @@ class ParameterStore:
             writer.join()
 
 
-def _is_large(node: Node) -> bool:
-    return node.tensor.dtype != "string" and node.tensor.nbytes >= KEPT_BYTES
+def _key(plan: Plan, parameter: Parameter, weights: Sequence[Tensor]) -> str:
+    """The address of a parameter's value, whatever model or plan asks for it."""
+    given = [weights[position] for position in parameter.weights]
+    if parameter.expression < 0:
+        return f"{given[0].digest} {given[0].type}"
+    parts = [plan.expressions[parameter.expression].digest, *(each.digest for each in given)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
 
 
-def _value(root: Node) -> np.ndarray:
-    """The value of a constant expression; intermediate results are dropped after their last use."""
+def _derived_bytes(plan: Plan) -> int:
+    numbers = (each.expression for each in plan.parameters)
+    return sum(plan.expressions[number].nbytes for number in numbers if number >= 0)
+
+
+def _value(plan: Plan, parameter: Parameter, weights: Sequence[Tensor]) -> np.ndarray:
+    """The value of an expression; intermediate results are dropped after their last use."""
+    from whitebox.ir import onnx_schema  # slow to import, and most processes find all values
+
+    data = plan.expressions[parameter.expression].data
+    graph = serial.decode(data, _inline_only, [weights[place] for place in parameter.weights])
+    ((_, root),) = graph.model.outputs
     order = topological([root])
     uses = dict.fromkeys(order, 0)
     for node in order:
@@ -147,3 +174,7 @@ def _value(root: Node) -> np.ndarray:
                 del values[source]
     value = values[root][0]
     return value if value.dtype == object else aligned(value)
+
+
+def _inline_only(digest: str, type: TensorType) -> Tensor:
+    raise ValueError(f"the plan refers to the bytes {digest} ({type}), which it should hold")

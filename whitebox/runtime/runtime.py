@@ -19,6 +19,7 @@ import numpy as np
 
 from whitebox import config
 from whitebox.compiler.build import Progress
+from whitebox.compiler.structure import Structured
 from whitebox.compiler.target import host_target
 from whitebox.errors import InvalidName, Overloaded
 from whitebox.registry import Registry
@@ -26,7 +27,7 @@ from whitebox.registry.records import ModelInfo, ModelRecord, Registration, vali
 from whitebox.runtime.engine import Engine, Runnable
 from whitebox.runtime.native import llvm_loaded
 from whitebox.runtime.params import ParameterStore
-from whitebox.runtime.prepare import NOTHING_BUILT, Preparer, Structured
+from whitebox.runtime.prepare import NOTHING_BUILT, Preparer
 from whitebox.runtime.served import ServedModel, default_shapes, given_shapes
 
 if TYPE_CHECKING:

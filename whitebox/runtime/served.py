@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from whitebox.compiler.build import BuildReport, Progress
-from whitebox.compiler.structure import give_weights
+from whitebox.compiler.structure import Structured, give_weights
 from whitebox.errors import InvalidInput
 from whitebox.ir.graph import Graph
 from whitebox.ir.types import TensorType, numpy_dtype
@@ -18,7 +18,7 @@ from whitebox.registry.records import TensorSpec
 from whitebox.runtime.engine import Engine, Runnable
 from whitebox.runtime.executable import Executable
 from whitebox.runtime.plan import Plan
-from whitebox.runtime.prepare import NOTHING_BUILT, Preparer, Structured
+from whitebox.runtime.prepare import NOTHING_BUILT, Preparer
 from whitebox.runtime.quick import QuickCalls
 from whitebox.runtime.signature import check_feeds
 
@@ -165,16 +165,16 @@ class ServedModel:
 
     def _answer(self, shapes: Shapes, preparer: Preparer, engine: Engine) -> Runnable:
         model, loaded = self.structured, self.shapes_loaded
-        if preparer.family(model) is None and not loaded:
+        plan = preparer.stored(model, shapes)
+        if plan is None and not loaded and preparer.general_kernels(model) is None:
             plan, _ = preparer.compile(model, shapes)
-            return self._keep(shapes, plan, preparer, engine)
-        preparer.generalize(model)
-        family = preparer.family(model)
-        if loaded and not self._learnt and (family is None or not family.bodies):
-            # The probes did not fit; what has been asked for does.
-            self._learnt = True
-            preparer.learn(model, [(dict(zip(shapes, loaded[-1], strict=True)), shapes)])
-        plan, _ = preparer.answer(model, shapes)
+        elif plan is None:
+            preparer.generalize(model)
+            if loaded and not self._learnt and not preparer.general_kernels(model):
+                # The probes did not fit; what has been asked for does.
+                self._learnt = True
+                preparer.learn(model, [(dict(zip(shapes, loaded[-1], strict=True)), shapes)])
+            plan = preparer.general(model, shapes)
         return self._keep(shapes, plan, preparer, engine)
 
     def _count(self, shapes: Shapes, preparer: Preparer, engine: Engine) -> None:

@@ -81,7 +81,7 @@ def _bodies(
     model: ServedModel, preparer: Preparer, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Graph]:
     """Kernel key → body. A plan that was stored has the keys only."""
-    graph = preparer.optimized(model.structured, shapes)
+    graph = preparer.maker.optimized(model.structured, shapes)
     fused = [node.attr("body") for node in graph.nodes if node.op == "whitebox.Fused"]
     return {kernel_key(body, preparer.target): body for body in fused}
 

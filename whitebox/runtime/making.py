@@ -1,0 +1,133 @@
+"""making: what happens the first time an architecture is met, or a shape.
+
+structure → specialize → passes → plan → kernels in the cache, all kept for later. Imported when
+something has to be made, and only then: a process that finds its plans loads neither the passes nor
+ONNX.
+
+A structure with free dimensions also has a *family*: kernels that serve every size. With it a plan
+for a new shape is *general*, and compiles only what the family does not cover.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from whitebox.compiler.build import BuildReport, KernelBuilder, Progress
+from whitebox.compiler.cache import kernel_key
+from whitebox.compiler.families import Family, generalizations, probes
+from whitebox.compiler.structure import Structured
+from whitebox.compiler.supported import lowerable, serves_free_sizes
+from whitebox.compiler.target import Target
+from whitebox.errors import StorageError, WhiteboxError
+from whitebox.ir import serial
+from whitebox.ir.graph import Graph, Tensor
+from whitebox.ir.types import TensorType
+from whitebox.passes import PassReport, optimize, passes_for, specialize
+from whitebox.runtime.plan import Plan
+from whitebox.runtime.planner import DataDependentShape, make_plan
+from whitebox.runtime.plans import GENERAL, OWN, PlanFolder, Shapes
+
+NOTHING_BUILT = BuildReport(0, 0, 0.0)
+
+
+class Maker:
+    """Makes plans and families for one target."""
+
+    def __init__(self, target: Target, plans: PlanFolder) -> None:
+        self._target = target
+        self._plans = plans
+        self._families: dict[tuple[str, str], Family] = {}
+
+    def plan(
+        self,
+        model: Structured,
+        shapes: Shapes,
+        builder: KernelBuilder,
+        family: Family | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[Plan | None, BuildReport]:
+        """A plan, its kernels built; None when memory cannot be planned. General with a family."""
+        try:
+            graph = self.optimized(model, shapes, general=family is not None)
+            planned = make_plan(graph, self._target, family=family)
+        except DataDependentShape:
+            return None, NOTHING_BUILT
+        report = builder.build(planned.bodies, progress)
+        if report.failures:
+            # Slower, but right. Not kept: the next process may have better luck.
+            return make_plan(graph, self._target, report.failures, family).plan, report
+        kind = OWN if family is None else GENERAL
+        self._plans.keep_plan(model, shapes, kind, planned.plan)
+        return planned.plan, report
+
+    def family(self, model: Structured) -> Family | None:
+        """The kernels of a structure that serve every size; None before `generalize`."""
+        key = (model.digest, model.precision)
+        known = self._families.get(key)
+        if known is None:
+            stored = self._plans.family(model)
+            if stored is None:
+                return None
+            try:
+                bodies = [serial.decode(body, _no_weights) for body in stored]
+            except StorageError:
+                return None
+            known = self._families[key] = Family(bodies)
+        return known
+
+    def generalize(
+        self, model: Structured, builder: KernelBuilder, progress: Progress | None = None
+    ) -> BuildReport:
+        """Compile the kernels of a structure that serve every size."""
+        inputs = [(name, node.type) for name, node in model.structure.model.inputs]
+        return self.learn(model, probes(inputs), builder, progress)
+
+    def learn(
+        self,
+        model: Structured,
+        pairs: Iterable[tuple[Shapes, Shapes]],
+        builder: KernelBuilder,
+        progress: Progress | None = None,
+    ) -> BuildReport:
+        """Compile what serves every size, as far as pairs of shapes show what varies."""
+        family, fixed = Family(), {}
+        for pair in pairs:
+            try:
+                first, second = (
+                    fused_bodies(self.optimized(model, shapes, general=True)) for shapes in pair
+                )
+            except WhiteboxError:
+                continue  # sizes that the model does not take
+            for body in generalizations(first, second):
+                if serves_free_sizes(body):
+                    family.add(body)
+            # What is the same at both sizes is the same at others.
+            same = {body.digest for body in second}
+            fixed.update({kernel_key(b, self._target): b for b in first if b.digest in same})
+        keys = {kernel_key(body, self._target): body for body in family.bodies}
+        report = builder.build({**keys, **fixed}, progress)
+        bodies = [body for key, body in keys.items() if key not in report.failures]
+        self._families[model.digest, model.precision] = Family(bodies)
+        self._plans.keep_family(model, [serial.encode(body) for body in bodies])
+        return report
+
+    def optimized(
+        self,
+        model: Structured,
+        shapes: Shapes,
+        reports: list[PassReport] | None = None,
+        *,
+        general: bool = False,
+    ) -> Graph:
+        """The fused graph at these shapes; a `general` one is made for a family's kernels."""
+        passes = passes_for(self._target, lowerable, model.precision, general=general)
+        return optimize(specialize(model.structure, dict(shapes)), passes, reports)
+
+
+def fused_bodies(graph: Graph) -> list[Graph]:
+    """The bodies of a fused graph's kernels, in order of execution."""
+    return [node.attr("body") for node in graph.nodes if node.op == "whitebox.Fused"]
+
+
+def _no_weights(digest: str, type: TensorType) -> Tensor:
+    raise StorageError(f"a stored kernel body refers to the weights {digest}")
