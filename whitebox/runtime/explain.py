@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whitebox.compiler.partition import partition
 from whitebox.errors import InvalidInput
 from whitebox.ir.types import TensorType, numpy_dtype
 from whitebox.passes import PassReport
@@ -42,7 +41,6 @@ class Explanation:
     version: int | None
     shapes: dict[str, tuple[int, ...]]
     passes: tuple[PassReport, ...]
-    stages: tuple[tuple[tuple[str, ...], int], ...]
     steps: tuple[StepReport, ...]
     arena_bytes: int
     unshared_bytes: int
@@ -75,8 +73,6 @@ class Explanation:
                 f" {report.seconds * 1e3:7.1f} ms, {len(report.decisions)} decisions"
             )
             lines += [f"    {count:4}× {text}" for text, count in _summary(report)]
-        lines += ["", "stages"]
-        lines += [f"  {', '.join(owners)}: {nodes} nodes" for owners, nodes in self.stages]
         total = sum(step.microseconds for step in self.steps) or 1.0
         kernels = len({step.kernel for step in self.steps if step.kernel})
         lines += ["", f"{len(self.steps)} steps, {kernels} distinct kernels, {total:.0f} µs"]
@@ -120,9 +116,9 @@ def explain(
     precision = model.structured.precision
     if isinstance(work, HostExecutable):
         note = f"computed node by node on the host: {work.reason}"
-        return Explanation(model.name, version, shapes, (), (), (), 0, 0, 0, precision, note)
+        return Explanation(model.name, version, shapes, (), (), 0, 0, 0, precision, note)
     reports: list[PassReport] = []
-    graph = preparer.maker.optimized(model.structured, shapes, reports)
+    preparer.maker.optimized(model.structured, shapes, reports)
     plan: Plan = work.plan  # type: ignore[attr-defined]
     seconds = engine.run(_Profiled(work), values)
     return Explanation(
@@ -130,7 +126,6 @@ def explain(
         version=version,
         shapes=shapes,
         passes=tuple(reports),
-        stages=tuple((tuple(sorted(s.owners)), len(s.nodes)) for s in partition(graph)),
         steps=tuple(
             _step_report(step, time) for step, time in zip(plan.steps, seconds, strict=True)
         ),

@@ -47,18 +47,52 @@ class Maker:
         progress: Progress | None = None,
     ) -> tuple[Plan | None, BuildReport]:
         """A plan, its kernels built; None when memory cannot be planned. General with a family."""
+        graph = self.optimized(model, shapes, general=family is not None)
         try:
-            graph = self.optimized(model, shapes, general=family is not None)
-            planned = make_plan(graph, self._target, family=family)
+            plan, report = self._planned(graph, builder, family, progress)
         except DataDependentShape:
             return None, NOTHING_BUILT
+        if not report.failures:
+            self._plans.keep_plan(model, shapes, OWN if family is None else GENERAL, plan)
+        return plan, report
+
+    def stage_plan(
+        self, stage: Structured, kind: str, builder: KernelBuilder, family: Family | None
+    ) -> Plan:
+        """The plan of a part of fused graphs."""
+        plan, report = self._planned(stage.structure, builder, family)
+        if not report.failures:
+            self._plans.keep_plan(stage, {}, kind, plan)
+        return plan
+
+    def _planned(
+        self,
+        graph: Graph,
+        builder: KernelBuilder,
+        family: Family | None,
+        progress: Progress | None = None,
+    ) -> tuple[Plan, BuildReport]:
+        """The plan of a fused graph, its kernels built."""
+        planned = make_plan(graph, self._target, family=family)
         report = builder.build(planned.bodies, progress)
         if report.failures:
-            # Slower, but right. Not kept: the next process may have better luck.
+            # Slower, but right. Nobody keeps it: the next process may have better luck.
             return make_plan(graph, self._target, report.failures, family).plan, report
-        kind = OWN if family is None else GENERAL
-        self._plans.keep_plan(model, shapes, kind, planned.plan)
         return planned.plan, report
+
+    def fused(self, model: Structured, shapes: Shapes, *, general: bool) -> Graph:
+        """The fused graph behind a plan, with the model's weights in place."""
+        kind = GENERAL if general else OWN
+        stored = self._plans.fused(model, shapes, kind)
+        if stored is not None:
+            try:
+                return serial.decode(stored, _no_weights, model.weights)
+            except StorageError:
+                pass  # damaged: made again
+        graph = self.optimized(model, shapes, general=general)
+        stored = serial.encode(graph, inline_limit=1 << 62)
+        self._plans.keep_fused(model, shapes, kind, stored)
+        return serial.decode(stored, _no_weights, model.weights)
 
     def family(self, model: Structured) -> Family | None:
         """The kernels of a structure that serve every size; None before `generalize`."""

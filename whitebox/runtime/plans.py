@@ -21,12 +21,14 @@ from whitebox.runtime.plan import Plan, decode_plan, encode_plan
 Shapes = Mapping[str, tuple[int, ...]]
 
 OWN, GENERAL, FAMILY = "", "general", "family"
+STAGE, GENERAL_STAGE = "stage", "general stage"
 
 
 class PlanFolder:
     """What has been planned for one target, by structure, precision, shapes and kind.
 
-    The kinds are plans made for their shapes, general ones, and families of kernels.
+    The kinds are plans made for their shapes, general ones, families of kernels, and fused graphs;
+    and plans of stages, which have a structure of their own.
     """
 
     def __init__(self, folder: Path, target: Target, kernels: KernelCache) -> None:
@@ -56,6 +58,17 @@ class PlanFolder:
     def keep_plan(self, model: Structured, shapes: Shapes, kind: str, plan: Plan) -> None:
         """Have every process find the plan."""
         write_atomically(self._path(model, shapes, kind), encode_plan(plan))
+
+    def fused(self, model: Structured, shapes: Shapes, kind: str) -> bytes | None:
+        """The stored fused graph behind a plan of this kind."""
+        try:
+            return self._path(model, shapes, f"{kind} fused").read_bytes()
+        except OSError:
+            return None
+
+    def keep_fused(self, model: Structured, shapes: Shapes, kind: str, graph: bytes) -> None:
+        """Have every process find the fused graph."""
+        write_atomically(self._path(model, shapes, f"{kind} fused"), graph)
 
     def family(self, model: Structured) -> list[bytes] | None:
         """The stored family of a structure: serialised bodies."""

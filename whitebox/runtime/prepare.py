@@ -16,7 +16,7 @@ from whitebox.compiler.build import BuildReport, KernelBuilder, Progress
 from whitebox.compiler.cache import KernelCache
 from whitebox.compiler.structure import Structured, give_weights
 from whitebox.compiler.target import Target
-from whitebox.ir.graph import Graph
+from whitebox.ir.graph import Graph, Tensor
 from whitebox.runtime.background import Background
 from whitebox.runtime.device import Arena
 from whitebox.runtime.engine import Engine, Runnable
@@ -24,9 +24,10 @@ from whitebox.runtime.executable import Executable
 from whitebox.runtime.native import KernelLibrary
 from whitebox.runtime.params import ParameterStore
 from whitebox.runtime.plan import Plan
-from whitebox.runtime.plans import GENERAL, PlanFolder, Shapes
+from whitebox.runtime.plans import GENERAL, GENERAL_STAGE, STAGE, PlanFolder, Shapes
 
 if TYPE_CHECKING:
+    from whitebox.compiler.families import Family
     from whitebox.runtime.making import Maker
 
 NOTHING_BUILT = BuildReport(0, 0, 0.0)
@@ -123,7 +124,23 @@ class Preparer:
 
             graph = specialize(give_weights(model.structure, model.weights), dict(shapes))
             return HostExecutable(graph, "a shape inside depends on the data")
-        values = self.parameters.resolve(plan, model.weights)
+        return self._executable(plan, model.weights, engine)
+
+    def stage(self, graph: Graph, family: Family | None, engine: Engine) -> Executable:
+        """What runs a part of fused graphs, their weights in place.
+
+        It calls the kernels of the models that it was cut from. Its plan is kept, for all parts of
+        the same structure.
+        """
+        part = Structured.of(graph, "f32")  # (the precision is in the kernels by now)
+        kind = STAGE if family is None else GENERAL_STAGE
+        plan = self._plans.plan(part, {}, kind)
+        if plan is None:
+            plan = self.maker.stage_plan(part, kind, self.builder, family)
+        return self._executable(plan, part.weights, engine)
+
+    def _executable(self, plan: Plan, weights: Sequence[Tensor], engine: Engine) -> Executable:
+        values = self.parameters.resolve(plan, weights)
         interpret = self.library.function(self.builder.interpreter())
         return Executable(plan, values, self.library.function, interpret, engine.device)
 

@@ -11,9 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from whitebox.compiler.target import host_target
 from whitebox.errors import InvalidName, Overloaded
 from whitebox.registry import Registry
 from whitebox.registry.records import ModelInfo, ModelRecord, Registration, validate_name
+from whitebox.runtime.composite import Composer, Together
 from whitebox.runtime.engine import Engine, Runnable
 from whitebox.runtime.native import llvm_loaded
 from whitebox.runtime.params import ParameterStore
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from whitebox.runtime.explain import Explanation
     from whitebox.runtime.tune import Tuned
 
+Result = TypeVar("Result")
 
 # Requests that may wait for a model or a shape to be loaded, which may mean to be compiled. More
 # are refused, so that a flood of new shapes cannot pile up work for hours.
@@ -58,6 +61,7 @@ class Runtime:
         parameters = ParameterStore(self.registry, self.target.threads)
         self.preparer = Preparer(self.target, self.home, parameters)
         self.engine = Engine(self.target.threads)
+        self.composer = Composer(self.preparer, self.engine)
         self._served: dict[tuple[str, int], ServedModel] = {}
         self._newest: dict[str, ServedModel] = {}  # by name, what `_serve` found
         self._lock = threading.Lock()
@@ -155,7 +159,65 @@ class Runtime:
         model = self._serve(name, version)
         values, shapes = model.check(feeds)
         wanted = model.check_outputs(outputs)
-        reply: Future[dict[str, np.ndarray]] = Future()
+        return self._queue(
+            partial(model.find, shapes),
+            partial(model.ready, shapes, self.preparer, self.engine),
+            values,
+            partial(_named, model, wanted),
+        )
+
+    def predict_together(
+        self,
+        models: Sequence[str | tuple[str, int | None]],
+        feeds: Mapping[str, Any],
+        outputs: Sequence[str] | None = None,
+    ) -> list[dict[str, np.ndarray]]:
+        """Run several models (names, or names with versions) on one input, on the calling thread.
+
+        What they share is computed once; the answers, one a model, are those of each alone. A feed
+        goes to every model that has an input of its name; `outputs` names those wanted of each
+        model that has them. Raises as `predict` does.
+        """
+        asked = self._together(models, feeds, outputs)
+        work = self.composer.ready(asked)
+        return asked.named(self.engine.run(work, asked.values))
+
+    def submit_together(
+        self,
+        models: Sequence[str | tuple[str, int | None]],
+        feeds: Mapping[str, Any],
+        outputs: Sequence[str] | None = None,
+    ) -> Future[list[dict[str, np.ndarray]]]:
+        """As `predict_together`, queued as one request. Raises as `submit` does."""
+        asked = self._together(models, feeds, outputs)
+        return self._queue(
+            partial(self.composer.find, asked),
+            partial(self.composer.ready, asked),
+            asked.values,
+            asked.named,
+        )
+
+    def _together(
+        self,
+        models: Sequence[str | tuple[str, int | None]],
+        feeds: Mapping[str, Any],
+        outputs: Sequence[str] | None,
+    ) -> Together:
+        named = [(each, None) if isinstance(each, str) else each for each in models]
+        return Together([self._serve(*each) for each in named], feeds, outputs)
+
+    def _queue(
+        self,
+        find: Callable[[], Runnable | None],
+        ready: Callable[[], Runnable],
+        values: Sequence[Any],
+        read: Callable[[list[Any]], Result],
+    ) -> Future[Result]:
+        """Queue what `find` gives, or else what `ready` makes on a loader's thread.
+
+        The reply has what `read` makes of the results.
+        """
+        reply: Future[Result] = Future()
         reply.set_running_or_notify_cancel()
 
         def finish(done: Future[list[Any]]) -> None:
@@ -163,14 +225,14 @@ class Runtime:
             if error is not None:
                 reply.set_exception(error)
             else:
-                reply.set_result(_named(model, wanted, done.result()))
+                reply.set_result(read(done.result()))
 
         def queue(work: Runnable) -> None:
             self.engine.submit(work, values).add_done_callback(finish)
 
         def load_and_queue() -> None:
             try:
-                queue(model.ready(shapes, self.preparer, self.engine))
+                queue(ready())
             except BaseException as error:
                 reply.set_exception(error)
 
@@ -179,8 +241,8 @@ class Runtime:
             if task.cancelled():
                 reply.set_exception(Overloaded("the runtime is shutting down; ask another one"))
 
-        if model.find(shapes) is not None:
-            queue(model.ready(shapes, self.preparer, self.engine))
+        if find() is not None:
+            queue(ready())
         elif self._loading.acquire(blocking=False):
             self._loaders.submit(load_and_queue).add_done_callback(loaded)
         else:

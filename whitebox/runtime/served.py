@@ -144,7 +144,7 @@ class ServedModel:
         """The executable made for these shapes, compiled if need be."""
         with self._loading:
             found = self.find(shapes)
-            if found is not None and not _is_general(found):
+            if found is not None and not is_general(found):
                 return found, NOTHING_BUILT
             plan, report = preparer.compile(self.structured, shapes, progress)
             return self._keep(shapes, plan, preparer, engine), report
@@ -159,7 +159,7 @@ class ServedModel:
         if work is None:
             with self._loading:
                 work = self.find(shapes) or self._answer(shapes, preparer, engine)
-        if _is_general(work):
+        if is_general(work):
             self._count(shapes, preparer, engine)
         return work
 
@@ -218,6 +218,6 @@ class ServedModel:
             return list(self._executables)
 
 
-def _is_general(work: Runnable) -> bool:
+def is_general(work: Runnable) -> bool:
     """Whether an executable's kernels serve other shapes as well."""
     return isinstance(work, Executable) and work.general

@@ -1,0 +1,272 @@
+"""Composites: several models on one input, what they share computed once.
+
+The fused graphs of the models are cut into stages (compiler/partition.py): a shared one, and one
+for each model. Stages are kept, so that another choice of models with the same encoder finds that
+encoder's stage ready. The answers are those of each model alone, to the last bit: the same kernels
+run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from whitebox.compiler.families import Family
+from whitebox.compiler.partition import Stage, partition
+from whitebox.errors import InvalidInput
+from whitebox.ir.graph import Graph, Node, input_node
+from whitebox.runtime.device import Arena
+from whitebox.runtime.engine import Engine, Runnable
+from whitebox.runtime.prepare import HostExecutable, Preparer
+from whitebox.runtime.served import ServedModel, is_general
+
+# Composites and stages that are kept, the least recently used of them dropped first. To make one
+# again takes milliseconds.
+MAX_COMPOSITES = 256
+MAX_STAGES = 1024
+
+
+class Together:
+    """A request to several models on one input, checked. Raises InvalidInput.
+
+    A feed goes to every model with an input of its name; `outputs` names those wanted of each model
+    that has them (None: all).
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        feeds: Mapping[str, Any],
+        outputs: Sequence[str] | None,
+    ) -> None:
+        if not models:
+            raise InvalidInput("a request to several models names none; name at least one")
+        self.models = tuple(models)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        found: dict[str, Any] = {}
+        for model in dict.fromkeys(models):
+            self._take(model, feeds, found)
+        unknown = [name for name in feeds if name not in found]
+        if unknown:
+            raise InvalidInput(
+                f"none of these models has an input {unknown[0]!r}; they have {', '.join(found)}"
+            )
+        self.names, self.values = tuple(found), list(found.values())
+        self._wanted = [_wanted(model, outputs) for model in models]
+        known = {name for model in models for name in model.output_names}
+        for name in outputs or ():
+            if name not in known:
+                raise InvalidInput(
+                    f"none of these models has an output {name!r}; they have {', '.join(known)}"
+                )
+
+    def _take(self, model: ServedModel, feeds: Mapping[str, Any], found: dict[str, Any]) -> None:
+        """Check a model's own feeds, and see that it agrees with the others about them."""
+        names = {spec.name for spec in model.inputs}
+        values, shapes = model.check({name: feeds[name] for name in feeds if name in names})
+        for spec, value in zip(model.inputs, values, strict=True):
+            known = found.setdefault(spec.name, value)
+            if getattr(known, "dtype", None) != getattr(value, "dtype", None):
+                raise InvalidInput(
+                    f"model {model.name} takes {spec.name!r} as {spec.type}, another of these as "
+                    f"{known.dtype}; ask them one at a time"
+                )
+        self.shapes.update(shapes)
+
+    def shapes_of(self, model: ServedModel) -> dict[str, tuple[int, ...]]:
+        """The shapes of a model's own inputs."""
+        return {s.name: self.shapes[s.name] for s in model.inputs if s.name in self.shapes}
+
+    def named(self, results: Sequence[Any]) -> list[dict[str, Any]]:
+        """The results of a composite of the models, as one dict a model."""
+        answers, at = [], 0
+        for model, wanted in zip(self.models, self._wanted, strict=True):
+            answers.append({model.output_names[i]: results[at + i] for i in wanted})
+            at += len(model.outputs)
+        return answers
+
+
+def _wanted(model: ServedModel, outputs: Sequence[str] | None) -> list[int]:
+    """The positions of those outputs of a model that are asked for."""
+    if outputs is None:
+        return list(range(len(model.outputs)))
+    wanted = [model.output_names.index(name) for name in outputs if name in model.output_names]
+    if not wanted:
+        raise InvalidInput(
+            f"model {model.name} has none of the outputs asked for; it has "
+            f"{', '.join(model.output_names)}"
+        )
+    return wanted
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a composite: `work` on the values in the slots `reads`, results in `writes`."""
+
+    work: Runnable
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+
+
+class Composite:
+    """Several models at one set of input shapes; it runs like one.
+
+    `inputs` are the composite's inputs, in the first slots; `outputs` the slots of the outputs of
+    all models, one model after the other.
+    """
+
+    def __init__(self, calls: Sequence[Call], inputs: int, outputs: Sequence[int]) -> None:
+        self.calls = tuple(calls)
+        self._slots = 1 + max((slot for call in calls for slot in call.writes), default=inputs)
+        self._outputs = tuple(outputs)
+        # Who gets an answer may write into it, which nobody else shall see.
+        self._copied = [
+            slot < inputs or slot in self._outputs[:i] for i, slot in enumerate(self._outputs)
+        ]
+
+    def run(self, inputs: Sequence[Any], arena: Arena) -> list[Any]:
+        """The outputs for the inputs, in order."""
+        values: list[Any] = [*inputs, *[None] * (self._slots - len(inputs))]
+        for call in self.calls:
+            results = call.work.run([values[slot] for slot in call.reads], arena)
+            for slot, result in zip(call.writes, results, strict=True):
+                values[slot] = result
+        return [
+            values[slot].copy() if copied and isinstance(values[slot], np.ndarray) else values[slot]
+            for slot, copied in zip(self._outputs, self._copied, strict=True)
+        ]
+
+
+class Composer:
+    """Makes composites, and keeps what is in use. Thread-safe."""
+
+    def __init__(self, preparer: Preparer, engine: Engine) -> None:
+        self._preparer = preparer
+        self._engine = engine
+        self._composites: OrderedDict[Any, Composite] = OrderedDict()
+        self._stages: OrderedDict[tuple[str, bool], Runnable] = OrderedDict()
+        self._lock = threading.Lock()
+        self._making = threading.Lock()
+
+    def find(self, asked: Together) -> Composite | None:
+        """The composite that answers a request, if there is one."""
+        works = tuple(model.find(asked.shapes_of(model)) for model in asked.models)
+        with self._lock:
+            return _touch(self._composites, (works, asked.names))
+
+    def ready(self, asked: Together) -> Composite:
+        """The composite that answers a request, made if need be. May compile."""
+        # What each model alone would run: a composite is for these, and made anew after them.
+        works = tuple(
+            model.ready(asked.shapes_of(model), self._preparer, self._engine)
+            for model in asked.models
+        )
+        with self._making:
+            found = self._composites.get((works, asked.names))
+            if found is None:
+                found = self._make(asked, works)
+                with self._lock:
+                    _put(self._composites, (works, asked.names), found, MAX_COMPOSITES)
+            return found
+
+    def _make(self, asked: Together, works: Sequence[Runnable]) -> Composite:
+        wiring = _Wiring(asked.names)
+        # Models whose kernels serve every size share with one another only.
+        sorts: dict[bool, dict[ServedModel, Graph]] = {False: {}, True: {}}
+        for model, work in dict(zip(asked.models, works, strict=True)).items():
+            if isinstance(work, HostExecutable):
+                wiring.add_whole(model, work)
+            else:
+                general = is_general(work)
+                shapes = asked.shapes_of(model)
+                graph = self._preparer.maker.fused(model.structured, shapes, general=general)
+                sorts[general][model] = wiring.reading(graph)
+        for general, graphs in sorts.items():
+            parts = partition(list(graphs.values()))
+            family = self._family(graphs) if general else None
+            for stage in (parts.shared, *parts.own):
+                if stage is not None:
+                    wiring.add_stage(stage, self._stage(stage, family))
+            for model, graph in graphs.items():
+                wiring.add_outputs(model, graph)
+        return wiring.composite(asked.models)
+
+    def _stage(self, stage: Stage, family: Family | None) -> Runnable:
+        key = (stage.graph.digest, family is not None)
+        with self._lock:
+            found = _touch(self._stages, key)
+        if found is None:
+            found = self._preparer.stage(stage.graph, family, self._engine)
+            with self._lock:
+                _put(self._stages, key, found, MAX_STAGES)
+        return found
+
+    def _family(self, models: Iterable[ServedModel]) -> Family:
+        """The kernels of all these models that serve every size."""
+        families = (self._preparer.family(model.structured) for model in models)
+        return Family(body for family in families if family is not None for body in family.bodies)
+
+
+class _Wiring:
+    """Numbers the values that go between the stages of a composite."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._slots: dict[Node, int] = {}
+        self._count = len(names)
+        self._calls: list[Call] = []
+        self._outputs: dict[ServedModel, list[int]] = {}
+
+    def reading(self, graph: Graph) -> Graph:
+        """A model's graph with its inputs at the places that they have in the composite."""
+        places = [self._names.index(name) for name, _ in graph.model.inputs]
+        moved = {
+            node: input_node(place, node.type)
+            for place, (_, node) in zip(places, graph.model.inputs, strict=True)
+        }
+        self._slots.update((node, node.attr("position")) for node in moved.values())
+        if all(old is new for old, new in moved.items()):
+            return graph
+        return graph.map(lambda node, inputs: moved.get(node) or node.with_inputs(inputs))
+
+    def add_whole(self, model: ServedModel, work: Runnable) -> None:
+        """A model that cannot be cut."""
+        reads = tuple(self._names.index(spec.name) for spec in model.inputs)
+        outputs = self._outputs[model] = [self._fresh() for _ in model.outputs]
+        self._calls.append(Call(work, reads, tuple(outputs)))
+
+    def add_stage(self, stage: Stage, work: Runnable) -> None:
+        reads = tuple(self._slots[node] for node in stage.reads)
+        for node in stage.writes:
+            self._slots[node] = self._fresh()
+        self._calls.append(Call(work, reads, tuple(self._slots[node] for node in stage.writes)))
+
+    def add_outputs(self, model: ServedModel, graph: Graph) -> None:
+        self._outputs[model] = [self._slots[node] for _, node in graph.model.outputs]
+
+    def composite(self, models: Sequence[ServedModel]) -> Composite:
+        outputs = [slot for model in models for slot in self._outputs[model]]
+        return Composite(self._calls, len(self._names), outputs)
+
+    def _fresh(self) -> int:
+        self._count += 1
+        return self._count - 1
+
+
+def _touch(kept: OrderedDict[Any, Any], key: Any) -> Any:
+    found = kept.get(key)
+    if found is not None:
+        kept.move_to_end(key)
+    return found
+
+
+def _put(kept: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> None:
+    kept[key] = value
+    kept.move_to_end(key)
+    while len(kept) > most:
+        kept.popitem(last=False)
