@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,15 @@ from whitebox.server.tensors import Array, datatype_of, quote
 from whitebox.server.wire import InferRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from whitebox.registry.records import ModelInfo, TensorSpec
     from whitebox.runtime.runtime import Runtime
 
-EXTENSIONS = ("binary_tensor_data",)
+EXTENSIONS = ("binary_tensor_data", "infer_together")
+
+# Models in one request: far more than share anything worthwhile, far fewer than stop a server.
+MAX_TOGETHER = 1000
 
 _log = logging.getLogger("whitebox.server")
 
@@ -35,6 +38,9 @@ class InferResponse:
     model: str
     version: int
     results: dict[str, Array]
+
+    def as_tuple(self) -> tuple[str, int, dict[str, Array]]:
+        return self.model, self.version, self.results
 
 
 class DataPlane:
@@ -116,6 +122,41 @@ class DataPlane:
         # The shield keeps a caller that goes away from cancelling work that others may share.
         results = await asyncio.shield(asyncio.wrap_future(future))
         return InferResponse(info.name, info.version, {name: results[name] for name in names})
+
+    def several(self, request: InferRequest) -> list[ModelInfo]:
+        """The models that a request to several names. Raises ModelNotFound or InvalidInput."""
+        if not 0 < len(request.models) <= MAX_TOGETHER:
+            raise InvalidInput(
+                f"the request names {len(request.models)} models; name from 1 to {MAX_TOGETHER}, "
+                'as in "models": ["a", {"name": "b", "version": "2"}]'
+            )
+        return [self.model(*each) for each in request.models]
+
+    async def infer_together(
+        self, infos: Sequence[ModelInfo], request: InferRequest
+    ) -> list[InferResponse]:
+        """The answers of several models to one input; what they share is computed once."""
+        names = [_output_names(info, _asked_of(info, request)) for info in infos]
+        future = self.runtime.submit_together(
+            [(info.name, info.version) for info in infos],
+            request.inputs,
+            list(dict.fromkeys(name for each in names for name in each)),
+        )
+        answers = await asyncio.shield(asyncio.wrap_future(future))
+        return [
+            InferResponse(info.name, info.version, {name: answer[name] for name in wanted})
+            for info, wanted, answer in zip(infos, names, answers, strict=True)
+        ]
+
+
+def _asked_of(info: ModelInfo, request: InferRequest) -> InferRequest:
+    """A request to several models as one of them has to answer it: with the outputs it has.
+
+    Those that it lacks altogether are left in, for the error that they make.
+    """
+    has = {spec.name for spec in info.outputs}
+    own = tuple(output for output in request.outputs if output.name in has)
+    return replace(request, outputs=own or request.outputs)
 
 
 def _signature(specs: Iterable[TensorSpec]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -74,7 +74,7 @@ class Handlers:
                 begin = time.perf_counter()
                 decoded = await self._decode(request, body)
                 answer = await self._plane.infer(info, decoded)
-                response = await _encode(decoded, answer)
+                response = await _encode(decoded, [answer])
             status = response.status
             return response
         except WhiteboxError as error:
@@ -82,6 +82,29 @@ class Handlers:
             raise
         finally:
             self._metrics.record(model, status, time.perf_counter() - begin)
+
+    async def infer_together(self, request: web.Request) -> web.Response:
+        """Several models on one input: as `infer`, the models named in the body."""
+        begin = time.perf_counter()
+        models, status = [UNKNOWN_MODEL], 500
+        try:
+            with self._metrics.in_flight.track_inprogress():
+                body = await self._read(request)
+                begin = time.perf_counter()
+                decoded = await self._decode(request, body)
+                infos = self._plane.several(decoded)
+                models = [info.name for info in infos]
+                answers = await self._plane.infer_together(infos, decoded)
+                response = await _encode(decoded, answers)
+            status = response.status
+            return response
+        except WhiteboxError as error:
+            status = error.http_status
+            raise
+        finally:
+            seconds = time.perf_counter() - begin
+            for model in dict.fromkeys(models):
+                self._metrics.record(model, status, seconds)
 
     async def _read(self, request: web.Request) -> bytes:
         """The body as sent, of at most the allowed length."""
@@ -115,11 +138,13 @@ class Handlers:
         return await asyncio.to_thread(work)
 
 
-async def _encode(request: wire.InferRequest, answer: InferResponse) -> web.Response:
+async def _encode(request: wire.InferRequest, answers: Sequence[InferResponse]) -> web.Response:
     def work() -> tuple[bytes, int | None]:
-        return wire.encode_response(request, answer.model, answer.version, answer.results)
+        if request.models:
+            return wire.encode_responses(request, [a.as_tuple() for a in answers])
+        return wire.encode_response(request, *answers[0].as_tuple())
 
-    quick = wire.encodes_quickly(request, answer.results)
+    quick = all(wire.encodes_quickly(request, answer.results) for answer in answers)
     body, header_length = work() if quick else await asyncio.to_thread(work)
     if header_length is None:
         return web.Response(body=body, content_type="application/json")

@@ -91,6 +91,7 @@ def create_app(
         app.router.add_get(path, handlers.model_metadata)
         app.router.add_get(path + "/ready", handlers.model_ready)
         app.router.add_post(path + "/infer", handlers.infer)
+    app.router.add_post("/v2/infer", handlers.infer_together)
     app.router.add_post("/v2/repository/index", handlers.repository_index)
     app.router.add_get("/metrics", handlers.metrics)
     return app

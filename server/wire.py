@@ -8,7 +8,7 @@ transport, no runtime. Whatever the bytes are, a wrong request raises `InvalidIn
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,13 +39,17 @@ class RequestedOutput:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """A decoded request. No `outputs` means all of them; `binary` is for those not named."""
+    """A decoded request. No `outputs` means all of them; `binary` is for those not named.
+
+    `models` are the names and versions in a request to several models.
+    """
 
     inputs: dict[str, Array]
     outputs: tuple[RequestedOutput, ...]
     binary: bool
     id: str
     parameters: dict[str, Any]
+    models: tuple[tuple[str, str | None], ...] = ()
 
 
 class _Input(msgspec.Struct):
@@ -61,8 +65,14 @@ class _Output(msgspec.Struct):
     parameters: dict[str, Any] | None = None
 
 
+class _Model(msgspec.Struct):
+    name: str
+    version: str | None = None
+
+
 class _Body(msgspec.Struct):
     inputs: list[_Input]
+    models: list[str | _Model] | None = None
     id: str | None = None
     outputs: list[_Output] | None = None
     parameters: dict[str, Any] | None = None
@@ -115,6 +125,10 @@ def decode_request(body: bytes, header_length: int | None = None) -> InferReques
         binary=all_binary,
         id=parsed.id or "",
         parameters=parameters,
+        models=tuple(
+            (each, None) if isinstance(each, str) else (each.name, each.version)
+            for each in parsed.models or ()
+        ),
     )
 
 
@@ -125,15 +139,41 @@ def encode_response(
 
     Holds the outputs that the request names, in its order, or else all of `results`.
     """
-    wanted = request.outputs or tuple(RequestedOutput(name, request.binary) for name in results)
-    outputs: list[dict[str, Any]] = []
     binary: list[memoryview | bytes] = []
+    envelope = _envelope(request, (model, version, results), binary)
+    if request.id:
+        envelope["id"] = request.id
+    return _body(envelope, binary)
+
+
+def encode_responses(
+    request: InferRequest, answers: Sequence[tuple[str, int, Mapping[str, Array]]]
+) -> tuple[bytes, int | None]:
+    """As `encode_response`, for (model, version, results) of each of several models.
+
+    Binary data comes in the order of the models, and for each in that of its outputs.
+    """
+    binary: list[memoryview | bytes] = []
+    envelope: dict[str, Any] = {"id": request.id} if request.id else {}
+    envelope["responses"] = [_envelope(request, answer, binary) for answer in answers]
+    return _body(envelope, binary)
+
+
+def _envelope(
+    request: InferRequest,
+    answer: tuple[str, int, Mapping[str, Array]],
+    binary: list[memoryview | bytes],
+) -> dict[str, Any]:
+    """What one model answered; its binary data is appended to `binary`."""
+    model, version, results = answer
+    named = tuple(output for output in request.outputs if output.name in results)
+    wanted = named or tuple(RequestedOutput(name, request.binary) for name in results)
+    outputs: list[dict[str, Any]] = []
     for output in wanted:
         array = results[output.name]
-        datatype = result_datatype(output.name, array)
         entry: dict[str, Any] = {
             "name": output.name,
-            "datatype": datatype,
+            "datatype": result_datatype(output.name, array),
             "shape": list(array.shape),
         }
         if output.binary:
@@ -142,13 +182,12 @@ def encode_response(
         else:
             entry["data"] = to_json(output.name, array)
         outputs.append(entry)
-    envelope = {"model_name": model, "model_version": str(version)}
-    if request.id:
-        envelope["id"] = request.id
-    header = msgspec.json.encode({**envelope, "outputs": outputs})
-    if not any(output.binary for output in wanted):
-        return header, None
-    return b"".join([header, *binary]), len(header)
+    return {"model_name": model, "model_version": str(version), "outputs": outputs}
+
+
+def _body(envelope: dict[str, Any], binary: list[memoryview | bytes]) -> tuple[bytes, int | None]:
+    header = msgspec.json.encode(envelope)
+    return (b"".join([header, *binary]), len(header)) if binary else (header, None)
 
 
 def encodes_quickly(request: InferRequest, results: Mapping[str, Array]) -> bool:

@@ -130,6 +130,22 @@ def test_list_and_show(cli: Cli) -> None:
     assert "output" in cli("show", "tiny").stdout
 
 
+def test_stats_and_explain_tell_what_models_share(tmp_path: Path, tiny_model: Path) -> None:
+    run(tmp_path, "register", tiny_model, "--name", "a")
+    run(tmp_path, "register", tiny_model, "--name", "b")
+    run(tmp_path, "register", _variant(tiny_model, tmp_path), "--name", "c")
+    found = json.loads(run(tmp_path, "stats", "--json").stdout)
+    assert (found["models"], found["versions"]) == (3, 3)
+    assert (found["operators"], found["distinct_operators"]) == (9, 6)
+    assert found["kernels"] > 0
+    assert "6 (9 each model by itself, 33% less)" in run(tmp_path, "stats").stdout
+    shared = json.loads(run(tmp_path, "explain", "a", "b", "c", "--json").stdout)
+    assert (shared["steps"], shared["distinct_steps"]) == ([1, 1, 1], 2)
+    assert shared["distinct_kernels"] == 1
+    assert "computed once" in run(tmp_path, "explain", "a", "b").stdout
+    assert run(tmp_path, "explain", "a", "b", "--version", "1").returncode == 2
+
+
 def test_predict_from_json_and_npz(cli: Cli, tmp_path: Path) -> None:
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
     w = np.arange(1, 17, dtype=np.float32).reshape(4, 4)

@@ -244,6 +244,56 @@ def test_health_and_metadata(triton: Any) -> None:
 
 
 @pytest.mark.parametrize("binary", [False, True], ids=["json", "binary"])
+def test_several_models_answer_one_request(port: int, binary: bool) -> None:
+    request = json_request()
+    request["id"] = "7"
+    request["models"] = [{"name": "linear", "version": "1"}, "linear"]
+    request["parameters"] = {"binary_data_output": binary}
+    status, headers, body = call(port, "POST", "/v2/infer", request)
+    assert status == 200, body
+    length = headers.get("Inference-Header-Content-Length")
+    answer = json.loads(body[: int(length)] if length else body)
+    assert answer["id"] == "7"
+    assert [each["model_version"] for each in answer["responses"]] == ["1", "2"]
+    at = int(length or 0)
+    for each in answer["responses"]:
+        version = each["model_version"]
+        path = f"/v2/models/linear/versions/{version}/infer"
+        alone = json.loads(call(port, "POST", path, json_request())[2])
+        for output, other in zip(each["outputs"], alone["outputs"], strict=True):
+            values = output.get("data")
+            if values is None:
+                size = output["parameters"]["binary_data_size"]
+                values = np.frombuffer(body[at : at + size], np.float32).tolist()
+                at += size
+            assert values == other["data"]
+    assert bool(length) == binary
+
+
+@pytest.mark.parametrize(
+    ("models", "status", "message"),
+    [
+        (None, 400, "names 0 models"),
+        ([], 400, "names 0 models"),
+        (["linear"] * 1001, 400, "names 1001 models"),
+        ("linear", 400, "models"),
+        ([{"version": "1"}], 400, "name"),
+        (["linear", "absent"], 404, "absent"),
+        ([{"name": "linear", "version": "x"}], 400, "no version"),
+        (["linear", "swap-fp32"], 400, "swap-fp32"),
+    ],
+)
+def test_a_bad_request_to_several_models_is_refused(
+    port: int, models: Any, status: int, message: str
+) -> None:
+    request = {**json_request(), "models": models}
+    got, _, body = call(port, "POST", "/v2/infer", request)
+    assert got == status
+    assert message in json.loads(body)["error"]
+    assert_serves(port)
+
+
+@pytest.mark.parametrize("binary", [False, True], ids=["json", "binary"])
 @pytest.mark.parametrize("datatype", DTYPES)
 def test_tritonclient_gets_every_datatype(triton: Any, datatype: str, binary: bool) -> None:
     if datatype == "BF16" and not binary:

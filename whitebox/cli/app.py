@@ -24,6 +24,7 @@ from whitebox.cli import (
     register,
     serve,
     show,
+    stats,
     tune,
     unregister,
 )
@@ -49,6 +50,7 @@ app.command("unregister")(unregister.run)
 app.command("serve")(serve.run)
 app.command("predict")(predict.run)
 app.command("explain")(explain.run)
+app.command("stats")(stats.run)
 app.command("tune")(tune.run)
 app.command("accuracy")(accuracy.run)
 app.command("opt")(opt.run)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from whitebox.cli.home import open_runtime
+from whitebox.cli.progress import progress
 from whitebox.cli.text import count, size
 from whitebox.errors import InvalidInput
 
@@ -46,9 +44,9 @@ def run(
       whitebox register resnet50.onnx --precision bf16
     """
     shapes = dict(map(_parse_shape, shape or ()))
-    with open_runtime(context) as runtime, _progress() as progress:
+    with open_runtime(context) as runtime, progress("compiling kernels") as tell:
         done = runtime.register(
-            file, name, shapes=shapes or None, precision=precision, progress=progress
+            file, name, shapes=shapes or None, precision=precision, progress=tell
         )
     typer.echo(_summary(done))
 
@@ -69,19 +67,3 @@ def _parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
     if not name or not all(part.isascii() and part.isdigit() for part in sizes):
         raise InvalidInput(f"the shape '{text}' is not of the form input=1x3x320x320")
     return name, tuple(map(int, sizes))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr while kernels compile; nothing where no one watches."""
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeElapsedColumn as Elapsed
-
-    shown = (TextColumn("compiling kernels"), BarColumn(), MofNCompleteColumn(), Elapsed())
-    with Progress(*shown, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=total > 0)

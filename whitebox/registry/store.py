@@ -145,6 +145,14 @@ class Registry:
         ((generation,),) = self._database.query("SELECT generation FROM state")
         return int(generation)
 
+    def stored_bytes(self) -> tuple[int, int]:
+        """Bytes of all weights, each distinct one once; bytes of what is derived from them."""
+        ((stored, derived),) = self._database.query(
+            "SELECT (SELECT coalesce(sum(nbytes), 0) FROM blobs), "
+            "(SELECT coalesce(sum(nbytes), 0) FROM derived)"
+        )
+        return int(stored), int(derived)
+
     def get_derived(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
         """Arrays of the derived cache, read-only and aligned. See `DerivedStore`."""
         return self._derived.get(keys)

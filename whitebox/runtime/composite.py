@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from whitebox.errors import InvalidInput
 from whitebox.ir.graph import Graph, Node, input_node
 from whitebox.runtime.device import Arena
 from whitebox.runtime.engine import Engine, Runnable
+from whitebox.runtime.executable import Executable
 from whitebox.runtime.prepare import HostExecutable, Preparer
 from whitebox.runtime.served import ServedModel, is_general
 
@@ -29,6 +30,9 @@ from whitebox.runtime.served import ServedModel, is_general
 # again takes milliseconds.
 MAX_COMPOSITES = 256
 MAX_STAGES = 1024
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 class Together:
@@ -112,6 +116,12 @@ class Call:
     reads: tuple[int, ...]
     writes: tuple[int, ...]
 
+    @property
+    def run(self) -> Callable[[Sequence[Any], Arena], list[Any]]:
+        """The shortest way to run it: between stages go arrays of exactly their types."""
+        work = self.work
+        return work.run_plain if isinstance(work, Executable) and work.is_plain else work.run
+
 
 class Composite:
     """Several models at one set of input shapes; it runs like one.
@@ -122,6 +132,7 @@ class Composite:
 
     def __init__(self, calls: Sequence[Call], inputs: int, outputs: Sequence[int]) -> None:
         self.calls = tuple(calls)
+        self._runs = [(call.run, call.reads, call.writes) for call in calls]
         self._slots = 1 + max((slot for call in calls for slot in call.writes), default=inputs)
         self._outputs = tuple(outputs)
         # Who gets an answer may write into it, which nobody else shall see.
@@ -131,15 +142,41 @@ class Composite:
 
     def run(self, inputs: Sequence[Any], arena: Arena) -> list[Any]:
         """The outputs for the inputs, in order."""
-        values: list[Any] = [*inputs, *[None] * (self._slots - len(inputs))]
-        for call in self.calls:
-            results = call.work.run([values[slot] for slot in call.reads], arena)
-            for slot, result in zip(call.writes, results, strict=True):
+        values: list[Any] = [
+            np.require(value, requirements="C") if isinstance(value, np.ndarray) else value
+            for value in inputs
+        ]
+        values += [None] * (self._slots - len(values))
+        for run, reads, writes in self._runs:
+            results = run([values[slot] for slot in reads], arena)
+            for slot, result in zip(writes, results, strict=True):
                 values[slot] = result
         return [
             values[slot].copy() if copied and isinstance(values[slot], np.ndarray) else values[slot]
             for slot, copied in zip(self._outputs, self._copied, strict=True)
         ]
+
+
+class _Recent(Generic[Key, Value]):
+    """A bounded mapping that drops what was used least recently. Thread-safe."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._items: OrderedDict[Key, Value] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Key) -> Value | None:
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key)
+            return self._items.get(key)
+
+    def put(self, key: Key, value: Value) -> None:
+        with self._lock:
+            self._items[key] = value
+            self._items.move_to_end(key)
+            while len(self._items) > self._most:
+                self._items.popitem(last=False)
 
 
 class Composer:
@@ -148,16 +185,15 @@ class Composer:
     def __init__(self, preparer: Preparer, engine: Engine) -> None:
         self._preparer = preparer
         self._engine = engine
-        self._composites: OrderedDict[Any, Composite] = OrderedDict()
-        self._stages: OrderedDict[tuple[str, bool], Runnable] = OrderedDict()
-        self._lock = threading.Lock()
+        # By what each model alone would run, and the inputs in order.
+        self._composites: _Recent[tuple[Any, ...], Composite] = _Recent(MAX_COMPOSITES)
+        self._stages: _Recent[tuple[str, bool], Runnable] = _Recent(MAX_STAGES)
         self._making = threading.Lock()
 
     def find(self, asked: Together) -> Composite | None:
         """The composite that answers a request, if there is one."""
         works = tuple(model.find(asked.shapes_of(model)) for model in asked.models)
-        with self._lock:
-            return _touch(self._composites, (works, asked.names))
+        return self._composites.get((works, asked.names))
 
     def ready(self, asked: Together) -> Composite:
         """The composite that answers a request, made if need be. May compile."""
@@ -170,8 +206,7 @@ class Composer:
             found = self._composites.get((works, asked.names))
             if found is None:
                 found = self._make(asked, works)
-                with self._lock:
-                    _put(self._composites, (works, asked.names), found, MAX_COMPOSITES)
+                self._composites.put((works, asked.names), found)
             return found
 
     def _make(self, asked: Together, works: Sequence[Runnable]) -> Composite:
@@ -198,17 +233,15 @@ class Composer:
 
     def _stage(self, stage: Stage, family: Family | None) -> Runnable:
         key = (stage.graph.digest, family is not None)
-        with self._lock:
-            found = _touch(self._stages, key)
+        found = self._stages.get(key)
         if found is None:
             found = self._preparer.stage(stage.graph, family, self._engine)
-            with self._lock:
-                _put(self._stages, key, found, MAX_STAGES)
+            self._stages.put(key, found)
         return found
 
     def _family(self, models: Iterable[ServedModel]) -> Family:
         """The kernels of all these models that serve every size."""
-        families = (self._preparer.family(model.structured) for model in models)
+        families = (self._preparer.maker.family(model.structured) for model in models)
         return Family(body for family in families if family is not None for body in family.bodies)
 
 
@@ -256,17 +289,3 @@ class _Wiring:
     def _fresh(self) -> int:
         self._count += 1
         return self._count - 1
-
-
-def _touch(kept: OrderedDict[Any, Any], key: Any) -> Any:
-    found = kept.get(key)
-    if found is not None:
-        kept.move_to_end(key)
-    return found
-
-
-def _put(kept: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> None:
-    kept[key] = value
-    kept.move_to_end(key)
-    while len(kept) > most:
-        kept.popitem(last=False)

@@ -113,6 +113,10 @@ class Executable:
         """
         return self._frame(arena).run(inputs)
 
+    def run_plain(self, arrays: Sequence[np.ndarray], arena: Arena) -> list[np.ndarray]:
+        """As `run` in fewer steps, if `is_plain`, for arrays of the plan's types in C order."""
+        return self._frame(arena).call(arrays)
+
     def time_step(
         self, inputs: Sequence[Value], arena: Arena, step: int, functions: Sequence[Any], calls: int
     ) -> list[float]:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from whitebox.runtime.accuracy import AccuracyReport
     from whitebox.runtime.explain import Explanation
+    from whitebox.runtime.overlap import Overlap
     from whitebox.runtime.tune import Tuned
 
 Result = TypeVar("Result")
@@ -280,6 +281,26 @@ class Runtime:
 
         record = self._record(name, version)
         return explain(self._serve(name, version), self.preparer, self.engine, feeds, record)
+
+    def overlap(
+        self,
+        names: Sequence[str],
+        *,
+        feeds: Mapping[str, np.ndarray] | None = None,
+    ) -> Overlap:
+        """What several models share, and what they take together on one input, measured.
+
+        On `feeds`, or on seeded random inputs. Raises as `explain` does.
+        """
+        from whitebox.runtime.explain import seeded_feeds
+        from whitebox.runtime.overlap import overlap
+
+        models = [self._serve(name, None) for name in names]
+        if feeds is None:
+            feeds = {}
+            for name, model in zip(names, models, strict=True):
+                feeds = {**seeded_feeds(model, self._record(name, None)), **feeds}
+        return overlap(models, feeds, self.preparer, self.engine, self.composer)
 
     def tune(
         self,
