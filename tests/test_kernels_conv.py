@@ -476,3 +476,13 @@ def test_chosen_tiles_fit_the_registers_and_waste_little(columns: int, lanes: in
     assert tile in set(register_tiles(extents, lanes))
     computed = -(-columns // tile.columns) * tile.columns
     assert computed <= 1.25 * columns
+
+
+@pytest.mark.parametrize("lanes", [4, 8])
+@pytest.mark.parametrize("images", [1, 8, 32])
+def test_chunks_of_separate_rows_are_no_longer_than_the_image(lanes: int, images: int) -> None:
+    """One long row is no chunk of column tiles: they would be computed again for each row."""
+    x_shape, w_shape = (images, 256 // lanes, 1, 512, lanes), (64, 256 // lanes, 1, 5, lanes, lanes)
+    chosen = Conv2d.default(x_shape, w_shape, lanes=lanes, threads=2)
+    for template in (chosen, *chosen.alternatives()):
+        assert not template.flat and template.chunk <= 1

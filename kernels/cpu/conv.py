@@ -110,12 +110,18 @@ class Conv2d:
     def _candidates(self, most: int) -> list[Conv2d]:
         """Templates with the best tiles for joined and for separate rows."""
         candidates = []
-        for flat in (True, False) if self.lanes < conv_stages.WIDE or self._pointwise else (False,):
+        for flat in (True, False) if self._joinable else (False,):
             shaped = replace(self, flat=flat, chunk=0)
             for tile in ranked_tiles(shaped._extents, self.lanes, self.threads, most):
                 tiled = replace(shaped, tile=tile)
                 candidates += [tiled, *(replace(tiled, chunk=n) for n in tiled._chunks())]
         return candidates
+
+    @property
+    def _joinable(self) -> bool:
+        """Whether rows may be joined, and there are several."""
+        allowed = self.lanes < conv_stages.WIDE or self._pointwise
+        return allowed and self.out_size[0] > 1
 
     def _chunks(self) -> list[int]:
         # (not tried on wide vectors)

@@ -51,8 +51,8 @@ class Extents:
     `rows` counts independent rows (batch included) of `columns` positions; `taps` is the length of
     the reduction; `ragged_copy` the vectors to copy where columns do not divide. `overlapping`:
     neighbouring columns read the same input scalars one step apart, and the compiler then keeps
-    them in registers as well. `gathered`: each column of a tile has an address of its own.
-    `read_bytes` is the size of the input.
+    them in registers as well. `gathered`: the rows of an image are joined, and each column of a
+    tile has an address of its own. `read_bytes` is the size of the input.
     """
 
     rows: int
@@ -98,9 +98,8 @@ def positions_cycles(
 ) -> float:
     """The same where they share out chunks of `chunk` column tiles (or rows, if not joined)."""
     column_tiles = ceil_div(extents.columns, tile.columns)
-    joined = extents.rows == images
-    per_image = column_tiles if joined else extents.rows // images
-    tiles = chunk if joined else chunk * column_tiles
+    per_image = column_tiles if extents.gathered else extents.rows // images
+    tiles = chunk if extents.gathered else chunk * column_tiles
     worst = ceil_div(images * ceil_div(per_image, chunk), threads) * tiles
     channel_tiles = ceil_div(extents.out_blocks, tile.vectors)
     return worst * channel_tiles * _tile_cycles(extents, tile, lanes)
@@ -109,7 +108,7 @@ def positions_cycles(
 def chunk_sizes(extents: Extents, tile: Tile, images: int, threads: int) -> list[int]:
     """Chunks whose input fits a core's cache, in column tiles of joined rows, or else in rows."""
     least = ceil_div(extents.read_bytes // images, _CHUNK_BYTES)
-    if extents.rows == images:
+    if extents.gathered:
         tiles = ceil_div(extents.columns, tile.columns)
         even = ceil_div(max(least, 1) * images, threads) * threads // images
         return sorted({ceil_div(tiles, n) for n in (least, even) if 0 < n <= tiles})
