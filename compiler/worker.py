@@ -118,10 +118,11 @@ def _tvm_compile(module: Any, target: Target) -> Any:
     """The module that holds the machine code."""
     import tvm
 
-    from whitebox.kernels.cpu.scratch import register_pipeline
+    from whitebox.kernels.cpu.scratch import idle_passes, register_pipeline
 
     pipeline = register_pipeline()
-    return tvm.compile(module, target=tvm_target(target), tir_pipeline=pipeline).mod
+    with tvm.transform.PassContext(disabled_pass=idle_passes(module)):
+        return tvm.compile(module, target=tvm_target(target), tir_pipeline=pipeline).mod
 
 
 def main() -> None:

@@ -37,6 +37,15 @@ def register_pipeline() -> str:
     return PIPELINE
 
 
+def idle_passes(module: Any) -> list[str]:
+    """TVM's passes that find nothing to do in a module, and take long to find it.
+
+    Loop nests written by hand have no blocks: these passes are half of TVM's time on them.
+    """
+    scheduled = any(function.attrs.get("s_tir", False) for function in module.functions.values())
+    return [] if scheduled else ["s_tir.CompactBufferAllocation", "s_tir.InjectSoftwarePipeline"]
+
+
 def _place_memory() -> Any:
     """A pass: small allocations do not become calls of the workspace pool; arguments' alignment."""
     from tvm import tirx
