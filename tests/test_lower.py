@@ -28,7 +28,7 @@ from whitebox.ir.graph import (
     input_node,
     output,
 )
-from whitebox.ir.onnx_schema import evaluate
+from whitebox.ir.onnx_schema import evaluate, evaluate_graph
 from whitebox.ir.types import TensorType
 from whitebox.passes.rewrite import rewrite
 from whitebox.passes.rules.recurrent import recurrent_rules
@@ -281,9 +281,27 @@ def test_recurrent_layer(op: str, batch: int, hidden: int, attrs: dict[str, Any]
     layer = ops.node(op, *given, hidden_size=hidden, outputs=1 + states, **attrs)
     body = body_of(inputs, *(output(layer, k) for k in range(1 + states)))
     want = evaluate(layer, [*feeds[:4], None, *feeds[4:]])
-    for got in (run(rewrite(body, recurrent_rules(TARGET.lanes)), feeds) for _ in range(2)):
+    made = rewrite(body, recurrent_rules(TARGET.lanes))
+    for got in (run(made, feeds), run(made, feeds), list(evaluate_graph(made, feeds).values())):
         for one, other in zip(got, want, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("op", ["GRU", "LSTM", "RNN"])
+@pytest.mark.parametrize("layout", [0, 1])
+def test_recurrent_layer_over_no_steps(op: str, layout: int) -> None:
+    """No results, and the states as they were given or zero."""
+    rows, states = {"GRU": (12, 1), "LSTM": (16, 2), "RNN": (4, 1)}[op]
+    x, state = ((3, 0, 5), (3, 2, 4)) if layout else ((0, 3, 5), (2, 3, 4))
+    shapes = [x, (2, rows, 5), (2, rows, 4), state]
+    inputs = [placeholder(k, *shape) for k, shape in enumerate(shapes)]
+    attrs = {"hidden_size": 4, "direction": "bidirectional", "layout": layout}
+    layer = ops.node(op, *inputs[:3], None, None, inputs[3], outputs=1 + states, **attrs)
+    feeds = [np.ones(shape, np.float32) for shape in shapes]
+    y, h, *c = evaluate(layer, [*feeds[:3], None, None, feeds[3]])
+    assert y.shape == ((3, 0, 2, 4) if layout else (0, 2, 3, 4))
+    np.testing.assert_array_equal(h, feeds[3])
+    assert all(not cell.any() and cell.shape == state for cell in c) and len(c) == states - 1
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,16 @@ def test_variants_share_kernels_and_answer_with_their_own_weights(
         np.testing.assert_allclose(answer, mlp_answer(mlp(seed), batch(1)), rtol=1e-4)
 
 
+def test_what_a_file_calls_shapes_is_not_what_it_is_registered_for(
+    runtime: whitebox.Runtime,
+) -> None:
+    model = mlp(1)
+    model.metadata_props.add(key="shapes", value="round")
+    runtime.register(model, "shapes")
+    runtime.warm()
+    assert str(runtime.explain("shapes")).startswith("shapes version 1 in f32 at x [1, 32]")
+
+
 def test_versions_are_immutable_and_the_newest_answers(runtime: whitebox.Runtime) -> None:
     assert runtime.register(mlp(1), "versions").version == 1
     same = runtime.register(mlp(1), "versions")

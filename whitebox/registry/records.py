@@ -67,6 +67,15 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
         """The precision that the version is computed in."""
         return "bf16" if self.metadata.get("precision") == "bf16" else "f32"
 
+    @property
+    def given_shapes(self) -> dict[str, tuple[int, ...]] | None:
+        """The shapes, by input, that it was registered for; None when none were named."""
+        stored = self.metadata.get("shapes")
+        # What a file says about itself is text, under whatever key.
+        if not isinstance(stored, dict):
+            return None
+        return {name: tuple(dims) for name, dims in stored.items()}
+
     def __str__(self) -> str:
         inputs, outputs = (", ".join(map(str, specs)) for specs in (self.inputs, self.outputs))
         return f"{self.name} v{self.version} ({inputs}) -> ({outputs})"

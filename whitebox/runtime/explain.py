@@ -151,8 +151,8 @@ def seeded_feeds(
     model: ServedModel, record: ModelRecord | None, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Random inputs at the registered (or default) shapes. Raises InvalidInput if they are open."""
-    stored = record.metadata.get("shapes") if record is not None else None
-    shapes = stored or default_shapes(model.inputs)
+    given = None if record is None else record.given_shapes
+    shapes = given or default_shapes(model.inputs)
     if shapes is None:
         raise InvalidInput(
             f"model {model.name} has free dimensions; give an input, so that its shapes are known"
@@ -163,7 +163,7 @@ def seeded_feeds(
         if not isinstance(spec.type, TensorType) or spec.type.dtype == "string":
             raise InvalidInput(f"give an input: {spec.name!r} is a {spec.type}")
         dtype = numpy_dtype(spec.type.dtype)
-        dims = tuple(shapes[spec.name])
+        dims = shapes[spec.name]
         if dtype.kind == "f":
             feeds[spec.name] = random.standard_normal(dims).astype(dtype)
         else:

@@ -431,10 +431,7 @@ class Runtime:
 
 def registered_shapes(record: ModelRecord) -> dict[str, tuple[int, ...]] | None:
     """The shapes that a model was registered for; None when it has been left open."""
-    stored = record.metadata.get("shapes")
-    if stored:
-        return {name: tuple(dims) for name, dims in stored.items()}
-    return default_shapes(record.inputs)
+    return record.given_shapes or default_shapes(record.inputs)
 
 
 def _named(model: ServedModel, wanted: list[int], values: list[Any]) -> dict[str, np.ndarray]:

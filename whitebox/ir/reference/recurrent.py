@@ -1,4 +1,4 @@
-"""Recurrent layers whose input products are made, on packed weights, in numpy."""
+"""Recurrent layers in numpy: over no steps, and those whose input products are made."""
 
 from __future__ import annotations
 
@@ -12,6 +12,21 @@ from whitebox.ir.reference.table import Values, means
 
 def _sigmoid(x: np.ndarray) -> Any:
     return 1 / (1 + np.exp(-x))
+
+
+@means("GRU", "LSTM", "RNN")
+def _over_no_steps(node: Node, values: Values) -> Any:
+    """An empty sequence and the states it began with; onnx's own reference cannot stack it."""
+    x, _, r, _, _, *states = (*values, *[None] * 4)[:7]
+    batch_first = bool(node.attr("layout", 0))
+    steps, batch = x.shape[1::-1] if batch_first else x.shape[:2]
+    if steps:
+        return NotImplemented
+    directions, hidden = r.shape[0], r.shape[2]
+    lead = (batch, directions) if batch_first else (directions, batch)
+    shape = (batch, 0, directions, hidden) if batch_first else (0, directions, batch, hidden)
+    finals = [np.zeros((*lead, hidden), x.dtype) if s is None else s for s in states]
+    return [np.zeros(shape, x.dtype), *finals][: len(node.types)]
 
 
 @means("whitebox.GRU", "whitebox.LSTM", "whitebox.RNN")
@@ -36,7 +51,7 @@ def _recurrent(node: Node, values: Values) -> Any:
             result[t, d] = held[0][:, :hidden]
         lasts.append([each[:, :hidden] for each in held])
     finals = [np.stack(last) for last in zip(*lasts, strict=True)]
-    return (result, *finals)[: len(node.types)]
+    return [result, *finals][: len(node.types)]
 
 
 def _lstm(gate: Any, weights: Any, state: Any, cell: Any, bias: Any) -> tuple[Any, Any]:
