@@ -1,8 +1,9 @@
-"""The quantised operators that onnxruntime's quantiser writes and ONNX does not define.
+"""Operators of onnxruntime's own domain that converters write and ONNX does not define.
 
 Enter: an operator of the domain "com.microsoft", its inputs already nodes, and its attributes.
-Leave: nodes of standard operators that mean the same: the plain operator between DequantizeLinear
-and QuantizeLinear. Attributes that are not known are refused.
+Leave: nodes that mean the same. What onnxruntime's quantiser writes is the plain operator between
+DequantizeLinear and QuantizeLinear; skl2onnx's Tokenizer is `whitebox.Tokenize`. Attributes that
+are not known are refused.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def expand(name: str, inputs: Inputs, attrs: Mapping[str, Any]) -> Node:
     if left:
         raise UnsupportedOperator(
             f"{name} with the attribute {next(iter(left))!r} is not supported; "
-            "quantise the model in the QDQ format"
+            "export the model with standard ONNX operators"
         )
     return result
 
@@ -129,3 +130,21 @@ def _gemm(inputs: Inputs, attrs: dict[str, Any]) -> Node:
         number = ops.node("Cast", bias, to=ONNX_DTYPES.index("float32"))
         result = ops.node("Add", result, ops.node("Mul", number, step))
     return _rounded(result, inputs, 7) if len(inputs) > 7 and inputs[7] is not None else result
+
+
+@_expansion("Tokenizer")
+def _tokenizer(inputs: Inputs, attrs: dict[str, Any]) -> Node:
+    """Texts as rows of tokens, padded to the longest row."""
+    expression = attrs.pop("tokenexp", "")
+    separators = tuple(attrs.pop("separators", ()))
+    if bool(expression) == bool(separators):
+        raise InvalidModel("Tokenizer needs separators or an expression, one of them")
+    return ops.node(
+        "whitebox.Tokenize",
+        inputs[0],
+        expression=expression,
+        separators=separators,
+        pad=attrs.pop("pad_value"),
+        mark=attrs.pop("mark"),
+        min_chars=attrs.pop("mincharnum"),
+    )

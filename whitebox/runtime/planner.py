@@ -148,7 +148,8 @@ class _Planner:
         return last
 
     def _require_static(self, value: Node) -> None:
-        if isinstance(value.type, TensorType) and not value.type.is_static:
+        # Text is not in planned memory.
+        if _is_native(value.type) and not value.tensor.is_static:
             raise DataDependentShape(
                 f"the shape of {value!r} depends on the data, not only on the input shapes"
             )

@@ -8,6 +8,7 @@ from whitebox.ir.reference import (  # noqa: F401  (each fills the table)
     movement,
     optional,
     recurrent,
+    text,
     trees,
     windows,
 )

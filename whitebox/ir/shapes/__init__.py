@@ -10,6 +10,7 @@ from whitebox.ir.shapes import (  # noqa: F401  (importing registers the rules)
     movement,
     reduction,
     spatial,
+    text,
     trees,
     views,
 )
