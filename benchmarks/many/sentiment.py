@@ -20,7 +20,7 @@ CHARACTERS, WORDS = 12_000, 8_000
 REQUESTS = 512
 
 
-def build(files: Sequence[tuple[int, Path]]) -> list[Feeds]:
+def build(files: Sequence[Path]) -> list[Feeds]:
     """Write the models; give requests."""
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -35,7 +35,7 @@ def build(files: Sequence[tuple[int, Path]]) -> list[Feeds]:
     )
     features = hstack([chars.fit_transform(texts), words.fit_transform(texts)]).tocsr()
     nodes = _nodes(chars, words)
-    for seed, file in files:
+    for seed, file in enumerate(files):
         rows = np.random.default_rng(seed).choice(len(texts), 5000)
         # Scaled: the solver wants small numbers. The scale goes into the weights.
         model = LogisticRegression(C=0.5, max_iter=40, solver="liblinear")

@@ -2,7 +2,7 @@
 
 What enters: a set's name and how many of its models are wanted. What leaves: their files and
 requests. Files are made once, in a process of its own that may import the frameworks, and are kept
-with other models outside the repository; a set that is larger next time keeps what it has.
+with other models outside the repository; a set that is to be larger is made anew.
 """
 
 from __future__ import annotations
@@ -70,13 +70,11 @@ def _requests(name: str) -> Path:
 
 
 def _make(name: str, count: int) -> None:
-    """Write what is missing of a set. Each file appears whole."""
-    files = _files(name, count)
-    folder(name).mkdir(parents=True, exist_ok=True)
+    """Write a set. Each file appears whole."""
     build = importlib.import_module(f"benchmarks.many.{RECIPES[name].module}").build
+    folder(name).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder(name), prefix=".") as made:
-        missing = [(n, Path(made) / file.name) for n, file in enumerate(files) if not file.exists()]
-        requests = build(missing)
+        requests = build([Path(made) / file.name for file in _files(name, count)])
         (Path(made) / _requests(name).name).write_bytes(pickle.dumps(requests))
         for part in sorted(Path(made).iterdir()):
             os.replace(part, folder(name) / part.name)
