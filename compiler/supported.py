@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from whitebox.ir.graph import Graph, Node
+from whitebox.ir.graph import INPUT, Graph, Node
 from whitebox.ir.ops import traits
 from whitebox.ir.types import TensorType, Type
 
@@ -36,6 +36,9 @@ INTEGER_OPS = frozenset(
     """.split()
 )
 
+# Take texts, given by the caller.
+TEXT_OPS = frozenset({"whitebox.NgramSum"})
+
 OPS = frozenset(
     """
     Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization
@@ -51,8 +54,8 @@ OPS = frozenset(
     Reshape Resize ReverseSequence Round ScatterElements ScatterND Selu Shrink Sigmoid Sign Sin
     Sinh Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh
     ThresholdedRelu Tile Transpose Trilu Unsqueeze Where Xor whitebox.Attention whitebox.Centre
-    whitebox.GRU whitebox.LSTM whitebox.Pack whitebox.RNN whitebox.Saturate whitebox.TreeWalk
-    whitebox.Unpack
+    whitebox.GRU whitebox.LSTM whitebox.NgramSum whitebox.Pack whitebox.RNN whitebox.Saturate
+    whitebox.TreeWalk whitebox.Unpack
     """.split()
 )
 
@@ -96,6 +99,9 @@ def lowerable(node: Node) -> str | None:
                 return f"input {position} is not a constant"
         elif position == 1 and node.op in NARROW_WEIGHTS:
             continue
+        elif position == 0 and node.op in TEXT_OPS and source.op == INPUT:
+            if not source.tensor.is_static or not source.tensor.size:
+                return f"{source.tensor} is empty or not known"
         elif (reason := _unsupported_type(source.types[0])) is not None:
             return reason
     for type in node.types:

@@ -17,6 +17,7 @@ from whitebox.passes.rules.precision import PRECISION
 from whitebox.passes.rules.scan import SCAN
 from whitebox.passes.rules.svm import SVM
 from whitebox.passes.rules.table import TABLE
+from whitebox.passes.rules.text import TEXT
 from whitebox.passes.rules.transpose import TRANSPOSE
 from whitebox.passes.rules.unit_axes import UNIT_AXES
 
@@ -28,6 +29,7 @@ def simplify(graph: Graph) -> Graph:
 
 # The order matters only where two rules match the same node: the first one wins.
 RULES: tuple[Rule, ...] = (
+    *TEXT,
     *MACHINE_LEARNING,
     *SVM,
     *SCAN,

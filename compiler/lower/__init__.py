@@ -30,6 +30,7 @@ from whitebox.compiler.lower import (  # noqa: F401 - each registers the operato
     reduction,
     resize,
     scan,
+    text,
     trees,
 )
 from whitebox.compiler.lower.anchored import lower_anchored
@@ -75,7 +76,7 @@ def _nest(body: Graph, target: Target, name: str, anchor: Node | None = None) ->
     parameters, views = [], []
     for position, (_, node) in enumerate(model.inputs):
         array, parameter, view = _parameter(node.tensor, f"a{position}")
-        known[node] = (from_array(array, node.tensor.dtype),)
+        known[node] = (from_array(array, str(array.buffer.dtype)),)
         parameters.append(parameter)
         views.append(view)
     results: dict[tuple[Extent, ...], list[tuple[Array, Node]]] = {}
@@ -123,7 +124,12 @@ def _free(body: Graph, target: Target, name: str, variant: int) -> tvm.IRModule:
 
 
 def _parameter(type: TensorType, name: str) -> tuple[Array, Any, Any]:
-    """An argument: its array, the parameter, and the statement that views it as one dimension."""
+    """An argument: its array, the parameter, and the statement that views it as one dimension.
+
+    A text is a pair: where its code points are, and how many.
+    """
+    if type.dtype == "string":
+        type = TensorType("int64", (*type.extents, 2))
     parameter = tirx.decl_buffer(
         [expression(dim) if isinstance(dim, Size) else dim for dim in type.extents],
         type.dtype,

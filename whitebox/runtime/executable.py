@@ -17,6 +17,7 @@ from whitebox.runtime.frame import Bound, Frame, Value, step_error
 from whitebox.runtime.light import PlainCall, light_call
 from whitebox.runtime.plan import Plan, Storage
 from whitebox.runtime.program import Program
+from whitebox.runtime.texts import native_texts
 
 # A model whose kernels touch no more than this is light: it runs for some tens of microseconds.
 LIGHT_BYTES = 1 << 20
@@ -70,8 +71,22 @@ class Executable:
         As `run` in one of the engine's lanes, without needless steps. It may also give None: then
         call `run`.
         """
-        if self._is_light():
-            return self._light_call()
+        native = self._light_call() if self._is_light() else self._lane_call(engine)
+        texts = [operand.dtype == "string" for operand in self.plan.inputs]
+        if not any(texts):
+            return native
+
+        def with_texts(*arrays: np.ndarray) -> list[np.ndarray] | None:
+            # The pairs' second halves are what the first refer to: they live until the answer.
+            pairs = [
+                native_texts(array) if text else (array, None)
+                for array, text in zip(arrays, texts, strict=True)
+            ]
+            return native(*[array for array, _ in pairs])
+
+        return with_texts
+
+    def _lane_call(self, engine: Engine) -> PlainCall:
 
         def call(*arrays: np.ndarray) -> list[np.ndarray]:
             lane = engine.enter()

@@ -21,6 +21,7 @@ from whitebox.kernels.host.interpreter import BEGUN
 from whitebox.runtime.device import Arena
 from whitebox.runtime.plan import Operand, Plan, Step, Storage
 from whitebox.runtime.program import Program
+from whitebox.runtime.texts import native_texts
 
 Value = Any  # np.ndarray, or a Python object for sequences, maps and optionals
 Maker = Callable[[], list[np.ndarray]]
@@ -60,6 +61,7 @@ class Frame:
         self._objects: list[Value] = [None] * bound.plan.objects
         self._inputs: Sequence[Value] = []
         self._results: list[Value] = []
+        self._texts: list[object] = []
         self._pools: list[list[np.ndarray]] = [[] for _ in bound.makers]
 
     def call(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -93,7 +95,7 @@ class Frame:
             ]
         finally:
             # The caller owns the results; the inputs may go.
-            self._inputs, self._results = [], []
+            self._inputs, self._results, self._texts = [], [], []
 
     def _place_arena(self) -> None:
         """Point the tables at the arena, made larger if need be."""
@@ -114,7 +116,15 @@ class Frame:
         cells = self._program.input_cells + self._program.output_cells
         for cell, array in zip(cells, (*self._inputs, *self._results), strict=True):
             if cell is not None:
-                self._program.cells[cell] = id(array)
+                self._program.cells[cell] = id(self._native(array))
+
+    def _native(self, value: Value) -> Value:
+        """What a kernel is given for an input; it lives as long as the inputs."""
+        if value.dtype != object:
+            return value
+        pairs, kept = native_texts(value)
+        self._texts.append((pairs, kept))
+        return pairs
 
     def _host_function(self, step: Step) -> Any:
         """A step that numpy computes, as a function the interpreter can call."""

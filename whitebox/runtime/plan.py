@@ -33,11 +33,16 @@ class Operand(msgspec.Struct, frozen=True, array_like=True):
     shape: tuple[int, ...]
 
     @property
+    def native(self) -> TensorType:
+        """The tensor that a kernel is given: of a text, where its code points are and how many."""
+        if self.dtype == "string":
+            return TensorType("int64", (*self.shape, 2))
+        return TensorType(self.dtype, self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the tensor; 0 for objects."""
-        if self.storage == Storage.OBJECT or self.dtype == "string":
-            return 0
-        return TensorType(self.dtype, self.shape).nbytes
+        return 0 if self.storage == Storage.OBJECT else self.native.nbytes
 
 
 class Step(msgspec.Struct, frozen=True):

@@ -61,15 +61,16 @@ class Program:
 
     def _describe(self, operand: Operand, row: int, device_type: int) -> None:
         """The parts of a DLTensor that never change."""
-        rank = len(operand.shape)
+        dims = operand.native.dims
+        rank = len(dims)
         shape, strides = self._dims[row]
-        shape[:rank] = operand.shape
+        shape[:rank] = dims
         for axis in range(rank):
-            strides[axis] = np.prod(operand.shape[axis + 1 :], dtype=np.int64)
+            strides[axis] = np.prod(dims[axis + 1 :], dtype=np.int64)
         record = self._tensors[row : row + 1]
         record["device_type"] = device_type
         record["ndim"] = rank
-        record["code"], record["bits"] = dl_type(operand.dtype)
+        record["code"], record["bits"] = dl_type(operand.native.dtype)
         record["lanes"] = 1
         record["shape"] = shape.ctypes.data
         record["strides"] = strides.ctypes.data
@@ -154,4 +155,4 @@ class Program:
 
 
 def _max_rank(operands: dict[Operand, int]) -> int:
-    return max((len(operand.shape) for operand in operands), default=0) or 1
+    return max((len(operand.native.dims) for operand in operands), default=0) or 1

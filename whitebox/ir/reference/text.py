@@ -7,7 +7,7 @@ Python; here an n-gram is one look-up.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,21 +15,21 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from whitebox.ir.graph import Node
+from whitebox.ir.ngrams import Gram, grams_of
 from whitebox.ir.reference.table import Values, means
 
 _UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _TO_LOWER = str.maketrans(_UPPER, _UPPER.lower())
 _TO_UPPER = str.maketrans(_UPPER.lower(), _UPPER)
 # Locales that know no letters but those of ASCII.
-_PLAIN_LOCALES = ("C", "POSIX")
+PLAIN_LOCALES = ("C", "POSIX")
 
 
-def case_change(node: Node) -> Callable[[str], str]:
+def case_change(action: str, locale: str | None) -> Callable[[str], str]:
     """What a StringNormalizer does to the case of a text."""
-    action = node.attrs.get("case_change_action", "NONE")
     if action == "NONE":
         return str
-    if node.attrs.get("locale") in _PLAIN_LOCALES:
+    if locale in PLAIN_LOCALES:
         table = _TO_LOWER if action == "LOWER" else _TO_UPPER
         return lambda text: text.translate(table)
     return str.lower if action == "LOWER" else str.upper
@@ -39,7 +39,7 @@ def case_change(node: Node) -> Callable[[str], str]:
 def _normalize(node: Node, values: Values) -> Any:
     (x,) = values
     stopwords = node.attrs.get("stopwords") or ()
-    change = case_change(node)
+    change = case_change(node.attrs.get("case_change_action", "NONE"), node.attrs.get("locale"))
     texts = x.ravel().tolist()
     if stopwords:
         exact = bool(node.attrs.get("is_case_sensitive", 0))
@@ -142,6 +142,30 @@ class NgramTable:
 
 
 _tables: WeakKeyDictionary[Node, NgramTable] = WeakKeyDictionary()
+
+
+@means("whitebox.NgramSum")
+def _ngram_sum(node: Node, values: Values) -> Any:
+    texts, table, _, pool = values
+    known = {content: (column, scale) for content, column, scale in grams_of(pool)}
+    change = case_change(node.attr("case"), "C")
+    result = np.zeros((len(texts), table.shape[1]), table.dtype)
+    for total, text in zip(result, texts.tolist(), strict=True):
+        for content in _contents(change(text), node.attr("parts")):
+            if content in known:
+                column, scale = known[content]
+                total += scale * table[column]
+    return result
+
+
+def _contents(text: str, parts: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, ...]]:
+    """All n-grams of a text, as dictionaries have them."""
+    for number, (words, least, most) in enumerate(parts):
+        tokens = text.split() if words else list(text)
+        for first in range(len(tokens)):
+            for length in range(least, min(most, len(tokens) - first) + 1):
+                gram = Gram(number, bool(words), tuple(tokens[first : first + length]), 0, 1.0)
+                yield gram.content
 
 
 def _texts(texts: Sequence[str], shape: tuple[int, ...]) -> np.ndarray:

@@ -27,3 +27,14 @@ def _tfidf(call: Call) -> TensorType | None:
 def _normalize(call: Call) -> TensorType | None:
     """As many texts as are given, unless some are stopwords."""
     return None if call.attrs.get("stopwords") else TensorType("string", call.shape(0))
+
+
+@rule("whitebox.NgramSum")
+def _ngram_sum(call: Call) -> TensorType:
+    """A row of the table's width for each text."""
+    texts, table = call.shape(0), call.shape(1)
+    if call.dtype(0) != "string" or texts is None or len(texts) != 1:
+        raise Misfit("a list of texts is needed")
+    if table is None or len(table) != 2:
+        raise Misfit("the table must have rows and columns")
+    return TensorType(call.dtype(1), (texts[0], table[1]))
