@@ -30,9 +30,7 @@ def build(files: Sequence[Path]) -> list[Feeds]:
     chars = TfidfVectorizer(
         analyzer=_char_grams, max_features=CHARACTERS, norm=None, dtype=np.float32
     )
-    words = TfidfVectorizer(
-        analyzer=_word_grams, max_features=WORDS, norm=None, dtype=np.float32
-    )
+    words = TfidfVectorizer(analyzer=_word_grams, max_features=WORDS, norm=None, dtype=np.float32)
     features = hstack([chars.fit_transform(texts), words.fit_transform(texts)]).tocsr()
     nodes = _nodes(chars, words)
     for seed, file in enumerate(files):

@@ -157,7 +157,10 @@ class NgramSums:
             tirx.While(
                 tirx.NE(found, _i32(0)),
                 sequence(
-                    [tirx.IfThenElse(tirx.EQ(stored, known), sequence(check), None), to_slot(slot + 1)]
+                    [
+                        tirx.IfThenElse(tirx.EQ(stored, known), sequence(check), None),
+                        to_slot(slot + 1),
+                    ]
                 ),
             ),
         ]
@@ -189,9 +192,7 @@ class NgramSums:
             space = tirx.And(read < end, _is_space(self._raw(read)))
             between = [self._set("same", tirx.Cast("int32", space)), self._skip_spaces("read")]
             step = [
-                tirx.IfThenElse(
-                    tirx.EQ(wanted, _i32(SEPARATOR)), sequence(between), sequence(step)
-                )
+                tirx.IfThenElse(tirx.EQ(wanted, _i32(SEPARATOR)), sequence(between), sequence(step))
             ]
         going = tirx.And(tirx.EQ(self._get("same"), _i32(1)), place < self._get("last"))
         return [

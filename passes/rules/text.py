@@ -91,7 +91,11 @@ def _source(tokens: Node | None) -> _Source | None:
             return None
         words, pad = True, ""
     elif tokens.op == "whitebox.Tokenize":
-        if tokens.attr("separators") != ("",) or tokens.attr("mark") or tokens.attr("min_chars") > 1:
+        if (
+            tokens.attr("separators") != ("",)
+            or tokens.attr("mark")
+            or tokens.attr("min_chars") > 1
+        ):
             return None
         words, pad = False, tokens.attr("pad")
     else:

@@ -2,9 +2,9 @@
 
 Enter: n-grams (tokens and the part of the text's features that they belong to), each with its
 column and weight. Leave: two arrays, which kernels and numpy read alike. `slots` is a hash table
-with open addressing: pairs of a hash and a place in `pool`, 0 if free. There an n-gram is: the place
-after its end, its column, its weight (a float32's bits), and its content: its part's number, then
-the code points of its tokens, words with a separator between them.
+with open addressing: pairs of a hash and a place in `pool`, 0 if free. In the pool an n-gram is the
+place after its end, its column, its weight (a float32's bits), and its content: its part's number,
+then the code points of its tokens, words with a separator between them.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from whitebox.runtime.plan import Plan, Storage
 from whitebox.runtime.program import Program
 from whitebox.runtime.texts import native_texts
 
-# A model whose kernels touch no more than this is light: it runs for some tens of microseconds.
+# A model whose kernels touch no more than this is light: it runs for some tens of microseconds, so
+# it need not wait for another to finish.
 LIGHT_BYTES = 1 << 20
 
 
@@ -71,7 +72,11 @@ class Executable:
         As `run` in one of the engine's lanes, without needless steps. It may also give None: then
         call `run`.
         """
-        native = self._light_call() if self._is_light() else self._lane_call(engine)
+        native = (
+            self._light_call()
+            if self.plan.touched_bytes <= LIGHT_BYTES
+            else self._lane_call(engine)
+        )
         texts = [operand.dtype == "string" for operand in self.plan.inputs]
         if not any(texts):
             return native
@@ -100,19 +105,17 @@ class Executable:
     def _light_call(self) -> PlainCall:
         bound = self._bound
         functions = [bound.functions[step.kernel] for step in self.plan.steps]
-        program = Program(self.plan, self._device, bound.addresses, functions)
-        memory = self._device.allocate(program.arena_bytes)
-        program.place_arena(memory.address)
-        makers = [make for make in bound.makers if make is not None]
-        # What the tables refer to by address has to live as long as the call.
-        owners = (memory, self)
-        return light_call(program, bound.interpret, makers, owners, partial(step_error, self.plan))
 
-    def _is_light(self) -> bool:
-        """Whether the model does so little that it need not wait for another to finish."""
-        steps = self.plan.steps
-        operands = {o for step in steps for o in (*step.operands, *step.results)}
-        return sum(operand.nbytes for operand in operands) <= LIGHT_BYTES
+        def program() -> Program:
+            made = Program(self.plan, self._device, bound.addresses, functions)
+            memory = self._device.allocate(made.arena_bytes)
+            made.place_arena(memory.address)
+            # What the tables refer to by address has to live as long as they do.
+            made.owners = (memory, self)
+            return made
+
+        makers = [make for make in bound.makers if make is not None]
+        return light_call(program, bound.interpret, makers, partial(step_error, self.plan))
 
     def _frame(self, arena: Arena) -> Frame:
         """The frame in an arena, made when it is first needed."""

@@ -1,9 +1,9 @@
 """Calls of light models: those that run for so short a time that Python's own work counts.
 
-Such a call has tables and an arena of its own, so it needs no lock, which costs as much as a small
-kernel: one thread at a time takes the token, others are told to go the long way. What a call uses
-is bound beforehand, arrays for results are made several at a time, and the function is written out
-for its inputs and outputs: loops over them would double the time.
+Such a call has tables and an arena to itself, so it needs no lock, which costs as much as a small
+kernel: a thread takes an idle program, or makes one more. What a call uses is bound beforehand,
+arrays for results are made several at a time, and the function is written out for its inputs and
+outputs: loops over them would double the time.
 """
 
 from __future__ import annotations
@@ -22,22 +22,30 @@ Makers = Sequence[Callable[[], list[np.ndarray]]]
 Fail = Callable[[Program], WhiteboxError]
 
 
+# Calls of one model that may be under way at a time; more go the long way. A thread that has lost
+# its turn inside a call keeps a program for as long as others run.
+MOST_PROGRAMS = 16
+
+
 def light_call(
-    program: Program, interpret: Any, makers: Makers, owner: object, fail: Fail
+    make_program: Callable[[], Program], interpret: Any, makers: Makers, fail: Fail
 ) -> PlainCall:
-    """A call that fills in `program`, whose arena `owner` keeps alive, and runs it."""
-    count = len(program.places) - len(makers)
-    given, made = program.places[:count], program.places[count:]
+    """A call that fills in a program, which no other call has meanwhile, and runs it."""
+    first = make_program()
+    count = len(first.places) - len(makers)
+    given, made = first.places[:count], first.places[count:]
     arrays = [f"array_{i}" for i in range(count)]
     results = [f"result_{i}" for i in range(len(made))]
-    pools: list[list[np.ndarray]] = [[] for _ in makers]
-    tokens = [owner]
+    pools = "".join(f", pool_{i}" for i in range(len(made)))
     source = f"""
 def call({", ".join(arrays)}):
     try:
-        token = take()  # atomic, as giving back is
+        mine = take()  # atomic, as giving back is
     except IndexError:
-        return None
+        mine = another()
+        if mine is None:
+            return None
+    program, cells, words{pools} = mine
     try:
         {_lines("if not pool_{0}: pool_{0}.extend(make_{0}())", made)}
         {_lines("result_{0} = pool_{0}.pop()", made)}
@@ -47,18 +55,30 @@ def call({", ".join(arrays)}):
             raise fail(program)
         return [{", ".join(results)}]
     finally:
-        give_back(token)
+        give_back(mine)
 """
+
+    def ready(program: Program) -> tuple[Any, ...]:
+        # With arrays for results of its own: taking one of a common pool would not be atomic.
+        return (program, program.cells, program.words, *([] for _ in makers))
+
+    left = [None] * (MOST_PROGRAMS - 1)
+
+    def another() -> tuple[Any, ...] | None:
+        try:
+            left.pop()
+        except IndexError:
+            return None
+        return ready(make_program())
+
+    idle = [ready(first)]
     names = {
-        "take": tokens.pop,
-        "give_back": tokens.append,
-        "cells": program.cells,
+        "take": idle.pop,
+        "give_back": idle.append,
+        "another": another,
         "interpret": interpret,
-        "words": program.words,
-        "program": program,
         "fail": fail,
         **{f"make_{i}": make for i, make in enumerate(makers)},
-        **{f"pool_{i}": pool for i, pool in enumerate(pools)},
     }
     return written_out(source, names)
 

@@ -79,8 +79,9 @@ class Parameter(msgspec.Struct, frozen=True, array_like=True):
 class Plan(msgspec.Struct, frozen=True, weakref=True):
     """The steps of one model at one set of input shapes.
 
-    `unshared_bytes` is what the intermediates would take if none shared memory. A `general` plan
-    calls kernels that serve other sizes as well, where there are any.
+    `unshared_bytes` is what the intermediates would take if none shared memory,
+    `touched_bytes` what a run reads and writes but for tables that it looks something up in. A
+    `general` plan calls kernels that serve other sizes as well, where there are any.
     """
 
     inputs: tuple[Operand, ...]
@@ -88,6 +89,7 @@ class Plan(msgspec.Struct, frozen=True, weakref=True):
     steps: tuple[Step, ...]
     arena_bytes: int
     unshared_bytes: int
+    touched_bytes: int
     objects: int
     expressions: tuple[Expression, ...]
     parameters: tuple[Parameter, ...]

@@ -83,6 +83,7 @@ class _Planner:
         self.places: dict[Node, tuple[Storage, int]] = {}
         self.objects = 0
         self.bodies: dict[str, Graph] = {}
+        self.tables: set[Operand] = set()  # what kernels look a few values up in
 
     def plan(self) -> PlannedModel:
         model = self.graph.model
@@ -94,12 +95,14 @@ class _Planner:
         parameters = tuple(map(self._parameter, self.parameters))
         inputs = tuple(self._operand(node) for _, node in model.inputs)
         general = self.family is not None
+        touched = {operand for step in steps for operand in (*step.operands, *step.results)}
         plan = Plan(
             inputs,
             outputs,
             steps,
             arena_bytes,
             unshared,
+            sum(operand.nbytes for operand in touched - self.tables),
             self.objects,
             tuple(self.expressions),
             parameters,
@@ -197,6 +200,7 @@ class _Planner:
             if key in self.on_host:
                 return Step(label(node), "", operands, results, serial.encode(body))
             self.bodies[key] = body if shared is None else shared
+            self.tables.update(operands[position] for position in _tables(body))
             return Step(label(node), key, operands, results)
         return Step(node.op, "", operands, results, serial.encode(_host_body(node)))
 
@@ -204,6 +208,22 @@ class _Planner:
 def _results(node: Node) -> Sequence[Node]:
     """The values that a computed node produces."""
     return [output(node, index) for index in range(len(node.types))]
+
+
+# Operator → its inputs of which it reads as much as it gives.
+_TABLES = {"Gather": (0,), "whitebox.NgramSum": (1, 2, 3)}
+
+
+def _tables(body: Graph) -> list[int]:
+    """The positions of a body's inputs that are tables to all that read them."""
+    tables: set[Node | None] = set()
+    others: set[Node | None] = set()
+    for node in body.nodes:
+        places = _TABLES.get(node.op, ())
+        for place, source in enumerate(node.inputs):
+            (tables if place in places else others).add(source)
+    inputs = [node for _, node in body.model.inputs]
+    return [at for at, node in enumerate(inputs) if node in tables and node not in others]
 
 
 def _is_native(type: Type) -> bool:

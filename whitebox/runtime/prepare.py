@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from whitebox.compiler.families import Family
     from whitebox.runtime.making import Maker
 
+# A plan whose kernels touch no more than this runs for some microseconds.
+BRIEF_BYTES = 1 << 15
+
 NOTHING_BUILT = BuildReport(0, 0, 0.0)
 
 
@@ -141,7 +144,9 @@ class Preparer:
 
     def _executable(self, plan: Plan, weights: Sequence[Tensor], engine: Engine) -> Executable:
         values = self.parameters.resolve(plan, weights)
-        interpret = self.library.function(self.builder.interpreter())
+        key = self.builder.interpreter()
+        brief = plan.touched_bytes <= BRIEF_BYTES
+        interpret = self.library.brief(key) if brief else self.library.function(key)
         return Executable(plan, values, self.library.function, interpret, engine.device)
 
     def close(self) -> None:

@@ -43,6 +43,7 @@ class Program:
     def __init__(
         self, plan: Plan, device: Device, parameters: Sequence[int], functions: Sequence[Any]
     ) -> None:
+        self.owners: tuple[object, ...] = ()  # of the memory that it refers to
         operands: dict[Operand, int] = {}
         for step in plan.steps:
             if step.kernel:

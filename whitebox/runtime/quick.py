@@ -51,8 +51,8 @@ def _answer(expected: list[tuple[str, np.dtype]], calls: Mapping[Any, PlainCall]
     """Written out for its inputs: a loop over them would double the time."""
     arrays = [f"array_{i}" for i in range(len(expected))]
     found = "; ".join(f"{array} = get(name_{i})" for i, array in enumerate(arrays)) or "pass"
-    # Equal dtypes are nearly always the same object (but for arrays that were unpickled), and arrays
-    # rarely of a subclass.
+    # Arrays are rarely of a subclass. Equal dtypes are nearly always the same object; those of
+    # arrays that were unpickled are not.
     as_declared = "".join(
         f" and type({array}) is ndarray and {array}.flags.c_contiguous"
         f" and ({array}.dtype is dtype_{i} or {array}.dtype == dtype_{i})"

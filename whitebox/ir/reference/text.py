@@ -138,7 +138,9 @@ class NgramTable:
         """Counts as the mode wants them."""
         if self._mode == "TF":
             return counts
-        return np.minimum(counts, 1) * self.weights if self._mode == "IDF" else counts * self.weights
+        return (
+            np.minimum(counts, 1) * self.weights if self._mode == "IDF" else counts * self.weights
+        )
 
 
 _tables: WeakKeyDictionary[Node, NgramTable] = WeakKeyDictionary()
