@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -170,7 +169,10 @@ class _Measured:
     @staticmethod
     def _like(given: Answer, want: Answer) -> Answer:
         """JSON has one kind of text and of number; dtypes are compared elsewhere."""
-        return [w.astype(g.dtype) if w.dtype != g.dtype else w for g, w in zip(given, want)]
+        return [
+            w.astype(g.dtype) if w.dtype != g.dtype else w
+            for g, w in zip(given, want, strict=False)
+        ]
 
     def _load(self, engines: Mapping[str, Hosted], clients: int = CLIENTS) -> Iterator[Row]:
         """Saturation, then a load that both hold; engines take turns."""

@@ -6,6 +6,7 @@ pipelines, quantised networks. What cannot be had here is left out.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def _network(number: int, file: Path) -> list[Feeds]:
     rng = np.random.default_rng([3, number])
     widths = rng.integers(3, 40, rng.integers(2, 5)).tolist()
     nodes, stored, last = [], {}, "x"
-    for layer, (rows, columns) in enumerate(zip(widths, widths[1:], strict=False)):
+    for layer, (rows, columns) in enumerate(itertools.pairwise(widths)):
         stored[f"w{layer}"] = rng.normal(0, rows**-0.5, (rows, columns)).astype(np.float32)
         nodes.append(helper.make_node("MatMul", [last, f"w{layer}"], [f"sum{layer}"]))
         nodes.append(helper.make_node("Tanh", [f"sum{layer}"], [f"value{layer}"]))

@@ -129,7 +129,7 @@ def _parameter(type: TensorType, name: str) -> tuple[Array, Any, Any]:
     A text is a pair: where its code points are, and how many.
     """
     if type.dtype == "string":
-        type = TensorType("int64", (*type.extents, 2))
+        type = TensorType("int64", (*type.extents, 2))  # type: ignore[arg-type]
     parameter = tirx.decl_buffer(
         [expression(dim) if isinstance(dim, Size) else dim for dim in type.extents],
         type.dtype,

@@ -179,7 +179,7 @@ class NgramSums:
         return tirx.BufferLoad(self.to.pool, [self._get("gram") + place])
 
     def _compare(self, part: Part) -> list[Any]:
-        """Whether the n-gram `gram` of the dictionary is what the text has from `begin` to `end`."""
+        """Whether the n-gram `gram` is what the text has from `begin` to `end`."""
         gram, place, read, end = (self._get(name) for name in ("gram", "place", "read", "end"))
         same_part = tirx.EQ(self._of_gram(CONTENT), _i32(part.number))
         wanted = tirx.BufferLoad(self.to.pool, [place])

@@ -102,7 +102,7 @@ def _source(tokens: Node | None) -> _Source | None:
         return None
     text, case = tokens.inputs[0], "NONE"
     if text is not None and text.op == "StringNormalizer" and not text.attrs.get("stopwords"):
-        case = text.attrs.get("case_change_action", "NONE")
+        case = text.attr("case_change_action", "NONE")
         if case != "NONE" and text.attrs.get("locale") not in PLAIN_LOCALES:
             return None
         text = text.inputs[0]

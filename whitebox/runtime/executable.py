@@ -17,7 +17,6 @@ from whitebox.runtime.frame import Bound, Frame, Value, step_error
 from whitebox.runtime.light import PlainCall, light_call
 from whitebox.runtime.plan import Plan, Storage
 from whitebox.runtime.program import Program
-from whitebox.runtime.texts import native_texts
 
 # A model whose kernels touch no more than this is light: it runs for some tens of microseconds, so
 # it need not wait for another to finish.
@@ -72,26 +71,8 @@ class Executable:
         As `run` in one of the engine's lanes, without needless steps. It may also give None: then
         call `run`.
         """
-        native = (
-            self._light_call()
-            if self.plan.touched_bytes <= LIGHT_BYTES
-            else self._lane_call(engine)
-        )
-        texts = [operand.dtype == "string" for operand in self.plan.inputs]
-        if not any(texts):
-            return native
-
-        def with_texts(*arrays: np.ndarray) -> list[np.ndarray] | None:
-            # The pairs' second halves are what the first refer to: they live until the answer.
-            pairs = [
-                native_texts(array) if text else (array, None)
-                for array, text in zip(arrays, texts, strict=True)
-            ]
-            return native(*[array for array, _ in pairs])
-
-        return with_texts
-
-    def _lane_call(self, engine: Engine) -> PlainCall:
+        if self.plan.touched_bytes <= LIGHT_BYTES:
+            return self._light_call()
 
         def call(*arrays: np.ndarray) -> list[np.ndarray]:
             lane = engine.enter()
@@ -115,7 +96,8 @@ class Executable:
             return made
 
         makers = [make for make in bound.makers if make is not None]
-        return light_call(program, bound.interpret, makers, partial(step_error, self.plan))
+        fail = partial(step_error, self.plan)
+        return light_call(self.plan.inputs, program, bound.interpret, makers, fail)
 
     def _frame(self, arena: Arena) -> Frame:
         """The frame in an arena, made when it is first needed."""

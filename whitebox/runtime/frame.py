@@ -61,6 +61,7 @@ class Frame:
         self._objects: list[Value] = [None] * bound.plan.objects
         self._inputs: Sequence[Value] = []
         self._results: list[Value] = []
+        self._takes_texts = any(operand.dtype == "string" for operand in bound.plan.inputs)
         self._texts: list[object] = []
         self._pools: list[list[np.ndarray]] = [[] for _ in bound.makers]
 
@@ -73,10 +74,12 @@ class Frame:
                 pool += make()
         results = [pool.pop() for pool in self._pools]
         program = self._program
-        for place, array in zip(program.places, (*arrays, *results), strict=True):
+        given = [self._native(array) for array in arrays] if self._takes_texts else arrays
+        for place, array in zip(program.places, (*given, *results), strict=True):
             program.cells[place] = id(array)
         if self._bound.interpret(program.words):
             raise self._step_error()
+        self._texts = []
         return results
 
     def run(self, inputs: Sequence[Value]) -> list[Value]:

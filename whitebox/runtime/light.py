@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from whitebox.errors import WhiteboxError
+from whitebox.runtime.plan import Operand
 from whitebox.runtime.program import Program
+from whitebox.runtime.texts import native_texts
 
 # Arrays of exactly the plan's types in C order → results; None: go the long way.
 PlainCall = Callable[..., "list[np.ndarray] | None"]
@@ -28,13 +30,17 @@ MOST_PROGRAMS = 16
 
 
 def light_call(
-    make_program: Callable[[], Program], interpret: Any, makers: Makers, fail: Fail
+    inputs: Sequence[Operand],
+    make_program: Callable[[], Program],
+    interpret: Any,
+    makers: Makers,
+    fail: Fail,
 ) -> PlainCall:
     """A call that fills in a program, which no other call has meanwhile, and runs it."""
     first = make_program()
-    count = len(first.places) - len(makers)
-    given, made = first.places[:count], first.places[count:]
-    arrays = [f"array_{i}" for i in range(count)]
+    given, made = first.places[: len(inputs)], first.places[len(inputs) :]
+    arrays = [f"array_{i}" for i in range(len(inputs))]
+    texts = [i for i, operand in enumerate(inputs) if operand.dtype == "string"]
     results = [f"result_{i}" for i in range(len(made))]
     pools = "".join(f", pool_{i}" for i in range(len(made)))
     source = f"""
@@ -47,6 +53,7 @@ def call({", ".join(arrays)}):
             return None
     program, cells, words{pools} = mine
     try:
+        {_lines("array_{1}, kept_{1} = native_texts(array_{1})", texts)}
         {_lines("if not pool_{0}: pool_{0}.extend(make_{0}())", made)}
         {_lines("result_{0} = pool_{0}.pop()", made)}
         {_lines("cells[{1}] = id(result_{0})", made)}
@@ -77,6 +84,7 @@ def call({", ".join(arrays)}):
         "give_back": idle.append,
         "another": another,
         "interpret": interpret,
+        "native_texts": native_texts,
         "fail": fail,
         **{f"make_{i}": make for i, make in enumerate(makers)},
     }

@@ -6,6 +6,7 @@ Python; here an n-gram is one look-up.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
@@ -38,8 +39,8 @@ def case_change(action: str, locale: str | None) -> Callable[[str], str]:
 @means("StringNormalizer")
 def _normalize(node: Node, values: Values) -> Any:
     (x,) = values
-    stopwords = node.attrs.get("stopwords") or ()
-    change = case_change(node.attrs.get("case_change_action", "NONE"), node.attrs.get("locale"))
+    stopwords: Sequence[str] = node.attr("stopwords") or ()
+    change = case_change(node.attr("case_change_action", "NONE"), node.attr("locale"))
     texts = x.ravel().tolist()
     if stopwords:
         exact = bool(node.attrs.get("is_case_sensitive", 0))
@@ -88,7 +89,7 @@ def _tfidf(node: Node, values: Values) -> Any:
     table = _tables.get(node)
     if table is None:
         table = _tables[node] = NgramTable(node)
-    rows = x.reshape(-1, x.shape[-1]) if x.ndim else x.reshape(1, 1)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     result = np.zeros((len(rows), table.columns), np.float32)
     for row, counts in zip(rows.tolist(), result, strict=True):
         np.add.at(counts, table.found(row), np.float32(1))
@@ -102,7 +103,7 @@ class NgramTable:
     """
 
     def __init__(self, node: Node) -> None:
-        pool = node.attrs.get("pool_strings") or node.attrs.get("pool_int64s") or ()
+        pool: Sequence[Any] = node.attr("pool_strings") or node.attr("pool_int64s") or ()
         indexes: Sequence[int] = node.attr("ngram_indexes")
         starts: Sequence[int] = node.attr("ngram_counts")
         self.columns = max(indexes) + 1
