@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (commands.batch, commands.report, commands.plot):
+for command in (commands.batch, commands.many, commands.report, commands.plot):
     app.command()(command)
 
 

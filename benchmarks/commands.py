@@ -1,9 +1,10 @@
-"""Commands of `python -m benchmarks`: throughput by batch, and what is made of written results."""
+"""Commands of `python -m benchmarks`: batches, many models, and what is made of written results."""
 
 from __future__ import annotations
 
 import json
 import os
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,6 +55,61 @@ def batch(
     if json_file is not None:
         json_file.write_text(json.dumps(document(results, settings), indent=2) + "\n")
     raise typer.Exit(1 if any("whitebox" in result.failures for result in results) else 0)
+
+
+def many(
+    sets: Annotated[
+        str, typer.Option(help="Comma-separated: sentiment, attendance, heads, cnns, unrelated.")
+    ] = "sentiment,attendance,heads,cnns,unrelated",
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Models of each set; default: each set's own.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Seconds of load a figure.")] = 9.0,
+    variants: Annotated[
+        int, typer.Option(min=0, help="Variants of one small model to register; 0: none.")
+    ] = 10_000,
+    churn: Annotated[
+        float, typer.Option(min=0.0, help="Seconds of registering and removing under load.")
+    ] = 60.0,
+    servers: Annotated[bool, typer.Option(help="Also over HTTP, against MLServer.")] = True,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything measured to this file.")
+    ] = None,
+) -> None:
+    """Hundreds of models in one process, against a session of onnxruntime for each.
+
+    Memory, time to load, first answers, latency at a fixed load and throughput over a Zipf mix,
+    registration, and what sharing may not change. Engines run in processes of their own. Models
+    are made from data that packages ship, and kept under WHITEBOX_MODELS.
+
+    \b
+    Examples:
+      python -m benchmarks many
+      python -m benchmarks many --sets sentiment,heads --count 20 --seconds 3 --no-servers
+    """
+    from rich.console import Console
+
+    from benchmarks.many.measure import Settings, measure
+    from benchmarks.many.recipes import RECIPES
+    from benchmarks.many.registrations import measure_churn, measure_variants
+    from benchmarks.many.report import document, line, table
+
+    def tell(text: str) -> None:
+        typer.echo(text, err=True)
+
+    names = [name for name in sets.split(",") if name]
+    settings = Settings(count, seconds, servers)
+    rows = []
+    for row in chain(
+        measure(choice.known(names, RECIPES, "set"), settings, tell),
+        measure_variants(variants, tell),
+        measure_churn(churn, tell),
+    ):
+        rows.append(row)
+        tell(line(row))
+    Console(width=None if os.isatty(1) else 150).print(table(rows))
+    if json_file is not None:
+        json_file.write_text(json.dumps(document(rows), indent=2) + "\n")
 
 
 def report(

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.many.report import cells
 from benchmarks.report import geometric_mean
 
 Result = Mapping[str, Any]
@@ -169,11 +170,16 @@ def _shapes(result: Result) -> list[str]:
     return _rows(header, rows)
 
 
+def _many(result: Result) -> list[str]:
+    return _rows(*cells(result["rows"]))
+
+
 _TABLES: Mapping[str, Callable[[Result], list[str]]] = {
     "latency": _latency,
     "kernels": _kernels,
     "tiny": _tiny,
     "startup": _startup,
     "batch": _batch,
+    "many": _many,
     "shapes": _shapes,
 }

@@ -132,6 +132,12 @@ CASES = {
     ),
     "normalizer-l1": model("Normalizer", {"y": FLOAT}, norm="L1"),
     "normalizer-l2": model("Normalizer", {"y": FLOAT}, norm="L2"),
+    "imputer": model(
+        "Imputer", {"y": FLOAT}, imputed_value_floats=[1.0, 2, 3, 4, 5], replaced_value_float=-7.0
+    ),
+    "imputer-nan": model(
+        "Imputer", {"y": FLOAT}, imputed_value_floats=[0.5], replaced_value_float=float("nan")
+    ),
     "scaler": model("Scaler", {"y": FLOAT}, offset=[1.0, 2, 3, 4, 5], scale=[2.0, 0.5, 1, 3, 4]),
     "linear": model("LinearRegressor", {"y": FLOAT}, targets=3, **LINEAR),
     "classifier": model(
@@ -183,8 +189,10 @@ def test_answers_as_onnxruntime(name: str) -> None:
     theirs = onnxruntime.InferenceSession(proto.SerializeToString())
     for rows in (1, 6, 40):
         x = np.random.default_rng(rows).standard_normal((rows, FEATURES)).astype(np.float32)
-        if "tree" in name or name == "forest":
+        if "tree" in name or name in ("forest", "imputer-nan"):
             x[rows // 2, 1:3] = np.nan
+        if name == "imputer":
+            x[rows // 2, 1:3] = -7
         feeds = {"x": x}
         for mine, peer in zip(ours.run(None, feeds), theirs.run(None, feeds), strict=True):
             assert mine.dtype == peer.dtype

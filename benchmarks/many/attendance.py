@@ -19,7 +19,7 @@ from benchmarks.many import data, proto
 from benchmarks.many.recipes import Feeds
 
 COMPONENTS, CLUSTERS, EARLY_TREES, OWN_TREES = 6, 24, 40, 24
-MISSING = 0.05
+MISSING, UNKNOWN = 0.05, -999.0
 REQUESTS = 512
 
 
@@ -32,7 +32,7 @@ def build(files: Sequence[Path]) -> list[Feeds]:
     target = np.log1p(visits)
     early = _Early(people, target)
     rng = np.random.default_rng(0)
-    gaps = np.where(rng.random(people.shape) < MISSING, np.float32(np.nan), people)
+    gaps = np.where(rng.random(people.shape) < MISSING, np.float32(UNKNOWN), people)
     features = early.features(gaps)
     for seed, file in enumerate(files):
         rows = np.random.default_rng([1, seed]).choice(len(people), 1500)
@@ -86,7 +86,7 @@ class _Early:
 
     def features(self, gaps: np.ndarray) -> np.ndarray:
         """What the own stages of a pipeline are given."""
-        x = (np.where(np.isnan(gaps), self.means, gaps) - self.means) * self.scale
+        x = (np.where(gaps == UNKNOWN, self.means, gaps) - self.means) * self.scale
         distances = (x**2).sum(1)[:, np.newaxis] - 2 * x @ self.centres.T
         distances += (self.centres**2).sum(1)
         opinion = self.forest.predict(x)[:, np.newaxis]
@@ -97,7 +97,7 @@ class _Early:
         return [
             node(
                 "Imputer", ["x"], ["filled"], domain=ml,
-                imputed_value_floats=self.means.tolist(), replaced_value_float=float("nan"),
+                imputed_value_floats=self.means.tolist(), replaced_value_float=UNKNOWN,
             ),
             node(
                 "Scaler", ["filled"], ["scaled"], domain=ml,

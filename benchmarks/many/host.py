@@ -49,6 +49,11 @@ class Host:
         self._opened = True
         return time.perf_counter() - start
 
+    def open_home(self, home: str) -> None:
+        """Get ready for what is in a home, or will be."""
+        self.engine.open({}, Path(home))
+        self._opened = True
+
     def load(self) -> float:
         """Seconds to load every model."""
         start = time.perf_counter()
@@ -78,6 +83,10 @@ class Host:
     def register_variants(self, count: int) -> list[tuple[float, int]]:
         """As `register`, for so many variants of one small model."""
         return variants.register(self._whitebox(), count)
+
+    def first_answers_of_variants(self, count: int, asked: int) -> list[float]:
+        """Seconds of the first answers of some of `count` variants."""
+        return variants.first_answers(self.engine, count, asked)
 
     def churn(self, clients: int, seconds: float) -> Churn:
         """Register and remove models while others are asked."""

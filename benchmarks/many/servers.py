@@ -198,15 +198,7 @@ def _encoded(feeds: Feeds) -> bytes:
         }
         for name, array in feeds.items()
     ]
-    return json.dumps({"inputs": _without_nan(inputs)}).encode()
-
-
-def _without_nan(inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """JSON knows no NaN; what is missing is null."""
-    for each in inputs:
-        if each["datatype"].startswith("FP"):
-            each["data"] = [None if value != value else value for value in each["data"]]
-    return inputs
+    return json.dumps({"inputs": inputs}).encode()
 
 
 def _decoded(body: bytes) -> Sequence[np.ndarray]:

@@ -7,6 +7,7 @@ alone, which are seeded.
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import onnx
 from onnx import helper
 
 from benchmarks.many import proto
-from benchmarks.many.engines import Whitebox
+from benchmarks.many.engines import Engine, Whitebox
 from benchmarks.many.recipes import Feeds
 
 _WIDTHS = (64, 32, 10)
@@ -37,6 +38,17 @@ def register(engine: Whitebox, count: int) -> list[tuple[float, int]]:
         _write(file)
         model = onnx.load(file)
     return [engine.register(_variant(model, number), name(number)) for number in range(count)]
+
+
+def first_answers(engine: Engine, count: int, asked: int) -> list[float]:
+    """Seconds of the first answer of so many variants, drawn from all."""
+    chosen = np.random.default_rng(9).choice(count, min(asked, count), replace=False)
+    given, times = feeds(), []
+    for number in chosen.tolist():
+        start = time.perf_counter()
+        engine.ask(name(number), given)
+        times.append(time.perf_counter() - start)
+    return times
 
 
 def _write(file: Path) -> None:

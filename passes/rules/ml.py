@@ -33,6 +33,19 @@ def matrix(values: npt.ArrayLike) -> Node:
     return constant(np.asarray(values, np.float32))
 
 
+@rule(ML + "Imputer")
+def imputer(node: Node) -> Node | None:
+    """Imputer(x) = Where(x = replaced, imputed, x)"""
+    x, imputed = node.inputs[0], node.attr("imputed_value_floats")
+    if x is None or x.tensor.dtype != "float32" or as_floats(x) is None or not imputed:
+        return None
+    if len(imputed) not in (1, x.tensor.dims[1]):
+        return None
+    replaced = node.attr("replaced_value_float", 0.0)
+    unknown = ops.node("IsNaN", x) if np.isnan(replaced) else ops.node("Equal", x, matrix(replaced))
+    return ops.node("Where", unknown, matrix(imputed), x)
+
+
 @rule(ML + "Scaler")
 def scaler(node: Node) -> Node | None:
     """Scaler(x) = (x - offset) · scale"""
@@ -181,6 +194,7 @@ def both_classes(score: Node, probability: bool) -> Node:
 
 
 MACHINE_LEARNING: tuple[Rule, ...] = (
+    imputer,
     scaler,
     normalizer,
     array_feature_extractor,

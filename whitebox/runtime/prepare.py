@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from whitebox.runtime.making import Maker
 
 # A plan whose kernels touch no more than this runs for some microseconds.
-BRIEF_BYTES = 1 << 15
+BRIEF_BYTES = 1 << 16
 
 NOTHING_BUILT = BuildReport(0, 0, 0.0)
 
