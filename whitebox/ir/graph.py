@@ -116,13 +116,23 @@ def _canonical(value: Attr) -> bytes:
         case bytes():
             return b"b%d:" % len(value) + value
         case tuple() | list():
-            return b"(" + b",".join(map(_canonical, value)) + b")"
+            kinds = set(map(type, value))
+            # Dictionaries and ensembles of trees are many thousands of one kind.
+            alike = _CANONICAL_ITEMS.get(kinds.pop()) if len(kinds) == 1 else None
+            return b"(" + b",".join(alike(value) if alike else map(_canonical, value)) + b")"
         case Tensor():
             return b"t" + str(value.type).encode() + value.digest.encode()
         case Graph():
             return b"g" + value.digest.encode()
         case _:
             return b"y" + str(value).encode()
+
+
+_CANONICAL_ITEMS: Mapping[type, Callable[[Sequence[Any]], Iterable[bytes]]] = {
+    int: lambda items: [b"i%d" % item for item in items],
+    float: lambda items: [b"f" + struct.pack("<d", item) for item in items],
+    str: lambda items: [b"s%d:%b" % (len(raw), raw) for raw in map(str.encode, items)],
+}
 
 
 class Node:
