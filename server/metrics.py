@@ -26,7 +26,7 @@ UNKNOWN_MODEL = ""
 class Metrics:
     """Counters that the server feeds, and gauges that are read when scraped."""
 
-    def __init__(self, stats: Callable[[], Mapping[str, Any]], models: Callable[[], int]) -> None:
+    def __init__(self, stats: Callable[[], Mapping[str, Any]]) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "whitebox_requests", "Infer requests answered.", ["model"], registry=self.registry
@@ -47,7 +47,7 @@ class Metrics:
         self.in_flight = Gauge(
             "whitebox_requests_in_flight", "Infer requests being served.", registry=self.registry
         )
-        self.registry.register(_RuntimeCollector(stats, models))
+        self.registry.register(_RuntimeCollector(stats))
 
     def record(self, model: str, status: int, seconds: float) -> None:
         """Count an infer request that ended with an HTTP status."""
@@ -63,16 +63,16 @@ class Metrics:
 
 
 class _RuntimeCollector(Collector):
-    def __init__(self, stats: Callable[[], Mapping[str, Any]], models: Callable[[], int]) -> None:
+    def __init__(self, stats: Callable[[], Mapping[str, Any]]) -> None:
         self._stats = stats
-        self._models = models
 
     def collect(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily("whitebox_models", "Registered models.", value=self._models())
+        stats = self._stats()
+        yield GaugeMetricFamily("whitebox_models", "Registered models.", value=stats["models"])
         compiled = CounterMetricFamily(
             "whitebox_kernels_compiled", "Kernels compiled since the process began."
         )
-        compiled.add_metric([], self._stats().get("kernels_compiled", 0))
+        compiled.add_metric([], stats["kernels_compiled"])
         yield compiled
         yield GaugeMetricFamily(
             "whitebox_llvm_loaded",

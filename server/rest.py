@@ -138,7 +138,7 @@ async def _serve(
         await _bind(runner, host, port)
         await asyncio.to_thread(plane.load)
         watching = asyncio.create_task(_watch(plane))
-        announce(_ready_line(runner, len(plane.runtime.models())))
+        announce(_ready_line(runner, plane.runtime.stats()["models"]))
         await stop.wait()
         plane.drain()
         for site in runner.sites:

@@ -23,6 +23,7 @@ from whitebox.errors import InvalidName, ModelNotFound, StorageError
 from whitebox.ir.graph import Graph, Model, Node, Tensor, constant, input_node
 from whitebox.ir.types import MapType, OptionalType, SequenceType, TensorType, Type
 from whitebox.registry import ModelInfo, Registry, TensorSpec, derived, validate_name
+from whitebox.registry.catalogue import Catalogue
 from whitebox.registry.lock import HomeLock
 
 # Children come from a clean server process: quick to start, and no thread or connection of this
@@ -172,6 +173,32 @@ def test_listing_shows_every_version_by_name(registry: Registry) -> None:
     assert [(r.name, r.version) for r in registry.list()] == [("a", 1), ("b", 1), ("b", 2)]
     newest = ModelInfo.newest(registry.list())
     assert [(m.name, m.version, m.versions) for m in newest] == [("a", 1, (1,)), ("b", 2, (1, 2))]
+
+
+def test_a_catalogue_keeps_up_with_every_process(registry: Registry, home: Path) -> None:
+    with Registry(home) as other:
+        registry.add("m", chain(0))
+        catalogue = Catalogue(registry)
+        other.add("m", chain(1))
+        other.add("a", chain(1))
+        assert catalogue.find("a") is None
+        assert catalogue.record("a") == other.get("a")  # what is not known yet is asked for
+        assert catalogue.refresh() == []
+        assert catalogue.refresh() is None
+        assert [(m.name, m.version, m.versions) for m in catalogue.models()] == [
+            ("a", 1, (1,)),
+            ("m", 2, (1, 2)),
+        ]
+        assert (catalogue.names, len(catalogue)) == (2, 3)
+        other.remove("m", 1)
+        other.remove("a")
+        other.add("b", chain(2))
+        assert sorted(catalogue.refresh() or []) == [("a", 1), ("m", 1)]
+        assert ("m", 1) not in catalogue
+        assert catalogue.model("m", 2).versions == (2,)
+        assert [m.name for m in catalogue.models()] == ["b", "m"]
+        with pytest.raises(ModelNotFound, match="has no version 1"):
+            catalogue.model("m", 1)
 
 
 def test_what_is_missing_is_named(registry: Registry) -> None:

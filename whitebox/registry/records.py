@@ -60,7 +60,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     created: float
     nbytes: int
-    metadata: dict[str, Any]
+    metadata: Mapping[str, Any]
 
     @property
     def precision(self) -> str:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import difflib
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -108,6 +109,21 @@ class Registry:
     def list(self) -> list[ModelRecord]:
         """Every version of every model, by name and version."""
         return [_record(row) for row in self._database.query(f"{_RECORDS} ORDER BY name, version")]
+
+    def rows(self, after: int = 0) -> Sequence[tuple[int, ModelRecord]]:
+        """The versions added since that with the number `after`, with their numbers, in order."""
+        query = _RECORDS.replace("SELECT", "SELECT versions.id,")
+        rows = self._database.query(f"{query} WHERE versions.id > ? ORDER BY versions.id", (after,))
+        return [(number, _record(row)) for number, *row in rows]
+
+    def row_ids(self) -> set[int]:
+        """The numbers of all versions, as `rows` gives them."""
+        return {number for (number,) in self._database.query("SELECT id FROM versions")}
+
+    def count(self) -> int:
+        """How many versions there are."""
+        ((count,),) = self._database.query("SELECT count(*) FROM versions")
+        return int(count)
 
     def graph(self, record: ModelRecord) -> Graph:
         """The graph of a version. Its large tensors are read from mapped pages on demand."""
@@ -269,7 +285,7 @@ def _insert_version(
     return version, not known
 
 
-def _record(row: Row) -> ModelRecord:
+def _record(row: Iterable[Any]) -> ModelRecord:
     name, version, signature, digest, created, nbytes, metadata = row
     inputs, outputs = decode_signature(signature)
     return ModelRecord(
@@ -280,8 +296,14 @@ def _record(row: Row) -> ModelRecord:
         digest=digest,
         created=created,
         nbytes=nbytes,
-        metadata=msgspec.json.decode(metadata),
+        metadata=_metadata(metadata),
     )
+
+
+@lru_cache(maxsize=4096)  # variants of an architecture have the same
+def _metadata(data: bytes) -> Mapping[str, Any]:
+    decoded: Mapping[str, Any] = msgspec.json.decode(data)
+    return decoded
 
 
 def _create_folders(home: Path) -> None:

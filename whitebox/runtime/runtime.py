@@ -24,6 +24,7 @@ from whitebox.compiler.structure import Structured
 from whitebox.compiler.target import host_target
 from whitebox.errors import InvalidName, Overloaded
 from whitebox.registry import Registry
+from whitebox.registry.catalogue import Catalogue
 from whitebox.registry.records import ModelInfo, ModelRecord, Registration, validate_name
 from whitebox.runtime.composite import Composer, Together
 from whitebox.runtime.engine import Engine, Runnable
@@ -66,8 +67,7 @@ class Runtime:
         self._served: dict[tuple[str, int], ServedModel] = {}
         self._newest: dict[str, ServedModel] = {}  # by name, what `_serve` found
         self._lock = threading.Lock()
-        self._generation = self.registry.generation()
-        self._records = self._read_records()
+        self.catalogue = Catalogue(self.registry)
         # Loading a model at a new shape may compile: it must not hold up callers or the engine.
         self._loaders = ThreadPoolExecutor(self.target.threads, thread_name_prefix="load")
         self._loading = threading.BoundedSemaphore(MAX_LOADING)
@@ -253,12 +253,11 @@ class Runtime:
     def models(self) -> list[ModelInfo]:
         """The newest version of every registered model, by name."""
         self.refresh()
-        return ModelInfo.newest(self._records.values())
+        return self.catalogue.models()
 
     def model(self, name: str, version: int | None = None) -> ModelInfo:
         """One model. Raises ModelNotFound."""
-        record = self._record(name, version)
-        return ModelInfo.of(record, [v for n, v in self._records if n == name])
+        return self.catalogue.model(name, version)
 
     def unregister(self, name: str, version: int | None = None) -> None:
         """Remove a model, or one version of it. Raises ModelNotFound."""
@@ -279,7 +278,7 @@ class Runtime:
         """
         from whitebox.runtime.explain import explain
 
-        record = self._record(name, version)
+        record = self.catalogue.record(name, version)
         return explain(self._serve(name, version), self.preparer, self.engine, feeds, record)
 
     def overlap(
@@ -299,7 +298,7 @@ class Runtime:
         if feeds is None:
             feeds = {}
             for name, model in zip(names, models, strict=True):
-                feeds = {**seeded_feeds(model, self._record(name, None)), **feeds}
+                feeds = {**seeded_feeds(model, self.catalogue.record(name, None)), **feeds}
         return overlap(models, feeds, self.preparer, self.engine, self.composer)
 
     def tune(
@@ -319,7 +318,7 @@ class Runtime:
         from whitebox.runtime.explain import seeded_feeds
         from whitebox.runtime.tune import tune
 
-        record = self._record(name, version)
+        record = self.catalogue.record(name, version)
         model = self._serve(name, version)
         given = seeded_feeds(model, record) if feeds is None else feeds
         return tune(model, self.preparer, self.engine, given, seconds, tell)
@@ -339,7 +338,7 @@ class Runtime:
         """
         from whitebox.runtime.accuracy import accuracy, some_feeds
 
-        record = self._record(name, version)
+        record = self.catalogue.record(name, version)
         model = self._serve(name, version)
         given = some_feeds(model, record) if feeds is None else [feeds]
         return accuracy(model, precision, self.preparer, self.engine, given)
@@ -359,7 +358,8 @@ class Runtime:
     def stats(self) -> dict[str, Any]:
         """Counters of this process."""
         return {
-            "models": len(self._records),
+            "models": self.catalogue.names,
+            "versions": len(self.catalogue),
             "models_loaded": len(self._served),
             "kernels_loaded": len(self.preparer.library),
             "kernels_compiled": self.preparer.builder.compiled_total,
@@ -370,15 +370,13 @@ class Runtime:
 
     def refresh(self) -> None:
         """See what other processes have registered or removed since."""
-        generation = self.registry.generation()
-        if generation == self._generation:
+        removed = self.catalogue.refresh()
+        if removed is None:
             return
         with self._lock:
-            self._records = self._read_records()
             self._newest = {}
-            self._generation = generation
-            for key in [key for key in self._served if key not in self._records]:
-                del self._served[key]
+            for key in removed:
+                self._served.pop(key, None)
 
     def close(self) -> None:
         """Finish what runs, and let go of everything."""
@@ -398,25 +396,12 @@ class Runtime:
     ) -> None:
         self.close()
 
-    def _read_records(self) -> dict[tuple[str, int], ModelRecord]:
-        return {(record.name, record.version): record for record in self.registry.list()}
-
-    def _record(self, name: str, version: int | None) -> ModelRecord:
-        """The record of a version; the newest when None. Raises ModelNotFound."""
-        known = self._records
-        if version is None:
-            versions = [v for n, v in known if n == name]
-            version = max(versions, default=None)
-        record = None if version is None else known.get((name, version))
-        # Perhaps another process has just registered it; the registry also words the error.
-        return record if record is not None else self.registry.get(name, version)
-
     def _serve(self, name: str, version: int | None) -> ServedModel:
         """The model in memory, read from the registry when it is not there yet."""
         newest = self._newest  # one that `refresh` replaces meanwhile gets what nobody reads
         if version is None and name in newest:
             return newest[name]
-        record = self._record(name, version)
+        record = self.catalogue.record(name, version)
         key = (record.name, record.version)
         served = self._served.get(key)
         if served is None:
