@@ -55,7 +55,7 @@ OPS = frozenset(
     Sinh Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh
     ThresholdedRelu Tile Transpose Trilu Unsqueeze Where Xor whitebox.Attention whitebox.Centre
     whitebox.GRU whitebox.LSTM whitebox.NgramSum whitebox.Pack whitebox.RNN whitebox.Saturate
-    whitebox.TreeWalk whitebox.Unpack
+    whitebox.TreeScan whitebox.TreeWalk whitebox.Unpack
     """.split()
 )
 

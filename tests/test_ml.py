@@ -151,6 +151,9 @@ CASES = {
     "one-tree": model(
         "TreeEnsembleRegressor", {"y": FLOAT}, n_targets=1, **forest(1, 4, 1, "target")
     ),
+    "deep-tree": model(
+        "TreeEnsembleRegressor", {"y": FLOAT}, n_targets=1, **forest(1, 12, 1, "target")
+    ),
     "stumps": model(
         "TreeEnsembleRegressor",
         {"y": FLOAT},
@@ -211,15 +214,23 @@ def test_variants_of_a_tree_share_kernels(tmp_path: Any) -> None:
         assert runtime.register(other, "other").kernels_compiled == 0
 
 
-@pytest.mark.parametrize("rows", [3, 40])
-@pytest.mark.parametrize("name", ["one-tree", "stumps", "forest"])
-def test_walks_through_trees_mean_the_same_in_numpy_and_in_standard_operators(
-    name: str, rows: int
+@pytest.mark.parametrize(
+    ("name", "rows", "op"),
+    [
+        ("one-tree", 1, "TreeWalk"),
+        ("deep-tree", 40, "TreeWalk"),
+        ("stumps", 1, "TreeScan"),
+        ("stumps", 3, "TreeScan"),
+        ("forest", 40, "TreeScan"),
+    ],
+)
+def test_trees_mean_the_same_in_numpy_and_in_standard_operators(
+    name: str, rows: int, op: str
 ) -> None:
     graph = onnx_io.load(CASES[name])
     fast = optimize(specialize(graph, {"x": (rows, FEATURES)}))
     bodies = [node.attr("body") for node in fast.nodes if node.op == "whitebox.Fused"]
-    assert any(node.op == "whitebox.TreeWalk" for body in bodies for node in body.nodes)
+    assert any(node.op == f"whitebox.{op}" for body in bodies for node in body.nodes)
     x = np.random.default_rng(rows).standard_normal((rows, FEATURES)).astype(np.float32)
     x[0, 1:3] = np.nan
     answers = [

@@ -143,6 +143,30 @@ def recurrent() -> Graph:
     return model_of(ops.node("LSTM", x, *weights, hidden_size=12, outputs=1), x)
 
 
+def trees(rows: int) -> Graph:
+    """Twenty trees: each asks of one feature after the other whether it is large."""
+    x, nodes = data(rows, 6), np.arange(6)
+    forest = {
+        "n_targets": 1,
+        "nodes_treeids": np.repeat(np.arange(20), 13),
+        "nodes_nodeids": np.tile(np.arange(13), 20),
+        "nodes_featureids": np.tile([*nodes, *[0] * 7], 20),
+        "nodes_modes": np.tile([*["BRANCH_GT"] * 6, *["LEAF"] * 7], 20),
+        "nodes_values": RNG.standard_normal(260),
+        "nodes_truenodeids": np.tile([*(6 + nodes), *[0] * 7], 20),
+        "nodes_falsenodeids": np.tile([1, 2, 3, 4, 5, 12, *[0] * 7], 20),
+        "target_treeids": np.repeat(np.arange(20), 7),
+        "target_nodeids": np.tile(6 + np.arange(7), 20),
+        "target_ids": np.zeros(140, int),
+        "target_weights": RNG.standard_normal(140),
+    }
+    attrs = {
+        name: value.tolist() if isinstance(value, np.ndarray) else value
+        for name, value in forest.items()
+    }
+    return model_of(ops.node("ai.onnx.ml.TreeEnsembleRegressor", x, **attrs), x)
+
+
 FAMILIES: dict[str, Callable[[], Graph]] = {
     "matmul": matmul,
     "vector times matrix": vector_times_matrix,
@@ -167,6 +191,8 @@ FAMILIES: dict[str, Callable[[], Graph]] = {
     "resize": resize,
     "scan": scan,
     "lstm": recurrent,
+    "trees of a row": lambda: trees(1),
+    "trees of rows": lambda: trees(40),
 }
 # Those whose code differs most between targets; the rest only in the number of lanes.
 _TELLING = ("matmul", "integer product", "conv", "winograd", "softmax", "elementwise")

@@ -1,8 +1,8 @@
-"""whitebox.TreeWalk: the way of each row through each tree, in registers from root to leaf.
+"""Trees of decisions: whitebox.TreeScan, which looks at all nodes, and whitebox.TreeWalk.
 
-What enters: the node and the values of its inputs. What leaves: a value whose element takes all
-steps of one row in one tree. Neighbouring trees are the lanes of a vector; or neighbouring rows
-(`rows_last`), so that the nodes of a tree stay in the cache.
+What enters: the node and the values of its inputs. What leaves: the scores of rows, held in an
+array; or, of a walk, a value whose element takes all steps of one row in one tree. The lanes of a
+vector are neighbouring trees, or neighbouring rows: a tree's nodes are then read once for many.
 """
 
 from __future__ import annotations
@@ -12,24 +12,76 @@ from typing import Any
 
 from tvm import tirx
 
-from whitebox.compiler.lower import functions as fn
-from whitebox.compiler.lower.value import Axes, Body, Index, Scope, Value, emitter
+from whitebox.compiler.lower.reduction import FOLDS, folded
+from whitebox.compiler.lower.value import (
+    Axes,
+    Body,
+    Index,
+    Scope,
+    Value,
+    const,
+    emitter,
+    from_array,
+    moved,
+)
 from whitebox.ir.graph import Node
-from whitebox.ir.sizes import Extent
+from whitebox.ir.sizes import Extent, known
+from whitebox.kernels.cpu import trees
 from whitebox.kernels.cpu.affine import Opaque
 
-_COMPARE: dict[str, Any] = {
-    "LessOrEqual": tirx.LE,
-    "Less": tirx.LT,
-    "GreaterOrEqual": tirx.GE,
-    "Greater": tirx.GT,
-}
+_IDENTITY = {"Sum": 0.0, "Min": float("inf"), "Max": float("-inf")}
+
+
+@emitter("whitebox.TreeScan")
+def _tree_scan(node: Node, args: Sequence[Value], body: Body) -> Value:
+    x, *tables = args
+    groups, nodes, width = map(known, tables[2].shape)
+    fold = FOLDS[node.attr("combine")]
+    scan = trees.Scan(
+        groups=groups,
+        nodes=nodes,
+        width=width,
+        features=known(x.shape[1]),
+        results=known(tables[-1].shape[1]),
+        identity=_IDENTITY[node.attr("combine")],
+        combine=fold.combine,
+        lanes=body.lanes,
+        threads=body.target.threads,
+    )
+    buffers = trees.Tables(*map(body.buffer, tables))
+    rows = x.shape[0]
+    if width > 1:
+        partial = body.array((rows, scan.results, groups, width), "float32")
+        body.statements += scan.over_trees(buffers, body.buffer(x), partial.buffer, rows)
+        return folded(body, from_array(partial, "float32"), (2, 3), fold)
+    vectors = trees.rows_of_block(rows, body.lanes)
+    size = vectors * body.lanes
+    blocks = body.quotient(rows, size)
+    columns = body.buffer(_columns(x, blocks, size))
+    partial = body.array((scan.chunks, scan.results, blocks * size), "float32")
+    body.statements += scan.over_rows(buffers, columns, partial.buffer, blocks, vectors)
+    total = folded(body, from_array(partial, "float32"), (0,), fold)
+    return moved(node, total, lambda axes: (axes[1], axes[0]))
+
+
+def _columns(x: Value, blocks: Extent, size: int) -> Value:
+    """`x` [rows, features] as [blocks, features, rows of a block]; what is past the end is zero."""
+
+    def element(scope: Scope, axes: Axes) -> Any:
+        block, feature, lane = axes
+        row = block * size + lane
+        return scope.choose(
+            scope.less(row, x.shape[0]),
+            lambda: x.at(scope, (row, feature)),
+            lambda: const(0, "float32"),
+        )
+
+    return Value("float32", (blocks, x.shape[1], size), element)
 
 
 @emitter("whitebox.TreeWalk")
 def _tree_walk(node: Node, args: Sequence[Value], body: Body) -> Value:
-    x, start, feature, threshold, yes, no, *missing = args
-    compare = _COMPARE[node.attr("comparison")]
+    x, start, feature, threshold, yes, no = args
 
     def element(scope: Scope, axes: Axes) -> Any:
         loops = frozenset().union(*(axis.loops for axis in axes))
@@ -42,10 +94,9 @@ def _tree_walk(node: Node, args: Sequence[Value], body: Body) -> Value:
         for _ in range(node.attr("depth")):
             at = (index(place, feature.shape[0]),)
             value = scope.keep(x.at(scope, (row, index(feature.at(scope, at), x.shape[1]))))
-            chosen = compare(value, threshold.at(scope, at))
-            if missing:
-                chosen = tirx.Or(chosen, tirx.And(fn.is_nan(value), missing[0].at(scope, at)))
-            place = tirx.Select(chosen, yes.at(scope, at), no.at(scope, at))
+            # NaN fails: a negated comparison would be turned into the opposite one.
+            passed = value <= threshold.at(scope, at)
+            place = tirx.Select(passed, yes.at(scope, at), no.at(scope, at))
         return place
 
     return Value("int32", node.tensor.extents, element)

@@ -13,7 +13,8 @@ from whitebox.ir.graph import Node, constant
 from whitebox.ir.types import ONNX_DTYPES, TensorType
 from whitebox.passes.rewrite import Rule, rule
 from whitebox.passes.rules.algebra import reshape
-from whitebox.passes.rules.trees import forest_of, tree_scores
+from whitebox.passes.rules.forest import forest_of, forest_of_ensemble
+from whitebox.passes.rules.trees import tree_scores
 
 ML = "ai.onnx.ml."
 _FLOAT32 = ONNX_DTYPES.index("float32")
@@ -145,7 +146,7 @@ def linear_classifier(node: Node) -> Node | None:
 
 @rule(ML + "TreeEnsembleRegressor")
 def tree_regressor(node: Node) -> Node | None:
-    """TreeEnsembleRegressor(x) = Σ leaves, found by depth look-ups in all trees at once"""
+    """TreeEnsembleRegressor(x) = transform(Σ leaves)"""
     x = as_floats(node.inputs[0])
     forest = forest_of(node, "target", node.attr("n_targets", 1))
     if x is None or forest is None:
@@ -154,6 +155,19 @@ def tree_regressor(node: Node) -> Node | None:
     if scores is None:
         return None
     return transformed(scores, node.attr("post_transform", "NONE"))
+
+
+@rule(ML + "TreeEnsemble")
+def tree_ensemble(node: Node) -> Node | None:
+    """TreeEnsemble(x) = transform(Σ leaves)"""
+    x, forest = node.inputs[0], forest_of_ensemble(node)
+    if x is None or forest is None or not x.tensor.is_static or x.tensor.dtype != "float32":
+        return None
+    aggregate, transform = node.attr("aggregate_function", 1), node.attr("post_transform", 0)
+    if aggregate not in range(len(_AGGREGATES)) or transform not in range(len(_TRANSFORMS)):
+        return None
+    scores = tree_scores(x, forest, _AGGREGATES[aggregate])
+    return None if scores is None else transformed(scores, _TRANSFORMS[transform])
 
 
 @rule("Output")
@@ -185,6 +199,11 @@ def tree_classifier(node: Node) -> Node | None:
     return labels(source, scores, "classlabels_int64s")
 
 
+# By the numbers that TreeEnsemble gives them.
+_AGGREGATES = ("AVERAGE", "SUM", "MIN", "MAX")
+_TRANSFORMS = ("NONE", "SOFTMAX", "LOGISTIC")
+
+
 def both_classes(score: Node, probability: bool) -> Node:
     """[rows, 2] from the score of the second class: 1 - s and s, or -s and s."""
     other = ops.node("Neg", score)
@@ -201,5 +220,6 @@ MACHINE_LEARNING: tuple[Rule, ...] = (
     linear_regressor,
     linear_classifier,
     tree_regressor,
+    tree_ensemble,
     tree_classifier,
 )

@@ -1,9 +1,10 @@
-"""Ensembles of decision trees without branches: every tree of every row takes steps side by side.
+"""Ensembles of decision trees as operators on vectors: a scan of all nodes, or a walk.
 
-All nodes of all trees are in one table. A row's position in a tree is an index into it; a step
-looks up the node's feature and threshold, compares, and moves to a child. Leaves lead to
-themselves, so after as many steps as the deepest tree has levels every position is a leaf.
-(Nakandala et al., "A Tensor Compiler for Unified Machine Learning Prediction Serving", OSDI'20.)
+whitebox.TreeScan looks at every node of a tree, in preorder, in as many lanes as a vector has: no
+look-up waits for another (`kernels/cpu/trees`). whitebox.TreeWalk goes from level to level: the
+position in a tree is an index into a table of nodes, and a leaf leads to itself (Nakandala et al.,
+"A Tensor Compiler for Unified Machine Learning Prediction Serving", OSDI'20). Steps of a walk are
+dear, and there are few of them in large trees.
 """
 
 from __future__ import annotations
@@ -15,13 +16,7 @@ import numpy as np
 from whitebox.ir import ops
 from whitebox.ir.graph import Node, constant
 from whitebox.passes.rules.algebra import reshape
-
-_COMPARISONS = {
-    "BRANCH_LEQ": "LessOrEqual",
-    "BRANCH_LT": "Less",
-    "BRANCH_GTE": "GreaterOrEqual",
-    "BRANCH_GT": "Greater",
-}
+from whitebox.passes.rules.forest import NEGATED, NO_NAN, Forest
 
 # A kernel takes at most so many steps: they are written out one after the other.
 _MAX_STEPS = 16
@@ -29,123 +24,179 @@ _MAX_STEPS = 16
 # From so many rows on, a tree takes them one after the other: its nodes stay in the cache.
 _MANY_ROWS = 16
 
+# How many nodes can be looked at while a walk takes a step: where rows are few, and where many.
+_NODES_A_STEP = (24, 40)
+# Up to so many rows a scan has trees in the lanes of its vectors: so many beside each other.
+_FEW_ROWS, _TREES = 2, 16
 
-@dataclass(frozen=True)
-class Forest:
-    """The table of nodes; a leaf's children are itself, and only leaves have a score."""
-
-    comparison: str
-    roots: np.ndarray  # int32 [trees]
-    feature: np.ndarray  # int32 [nodes]
-    threshold: np.ndarray  # float32 [nodes]
-    yes: np.ndarray  # int32 [nodes]
-    no: np.ndarray  # int32 [nodes]
-    nan_is_yes: np.ndarray  # bool [nodes]
-    scores: np.ndarray  # float32 [nodes, results]
-    base: np.ndarray  # float32 [results]
-    depth: int
-
-
-def forest_of(node: Node, kind: str, results: int) -> Forest | None:
-    """The trees that a node's attributes describe; None when they are not all of one kind.
-
-    `kind` is "target" or "class": how the attributes for the scores are called.
-    """
-    keys = list(zip(node.attr("nodes_treeids", ()), node.attr("nodes_nodeids", ()), strict=True))
-    modes = node.attr("nodes_modes", ())
-    branches = set(modes) - {"LEAF"}
-    if not keys or len(branches) > 1 or not branches <= set(_COMPARISONS):
-        return None
-    if node.attr("nodes_values_as_tensor") is not None:
-        return None
-    place = {key: index for index, key in enumerate(keys)}
-    itself = np.arange(len(keys), dtype=np.int32)
-    leaf = np.array([mode == "LEAF" for mode in modes])
-    try:
-        children = {
-            side: np.array(
-                [
-                    index if leaf[index] else place[tree, child]
-                    for index, ((tree, _), child) in enumerate(
-                        zip(keys, node.attr(f"nodes_{side}nodeids"), strict=True)
-                    )
-                ],
-                np.int32,
-            )
-            for side in ("true", "false")
-        }
-        scores = _scores(node, kind, results, place)
-    except (KeyError, IndexError, TypeError, ValueError):
-        return None  # malformed: the reference says what is wrong
-    pointed = np.concatenate([children[side][~leaf] for side in ("true", "false")])
-    roots = np.setdiff1d(itself, pointed).astype(np.int32)
-    depth = _depth(children["true"], children["false"], roots, leaf)
-    if depth is None or len({keys[root][0] for root in roots}) != len(roots):
-        return None
-    nan_is_yes = np.array(node.attr("nodes_missing_value_tracks_true") or [0] * len(keys), bool)
-    base = np.asarray(node.attr("base_values") or [0.0] * results, np.float32)
-    if base.size != results or nan_is_yes.size != len(keys):
-        return None
-    return Forest(
-        comparison=_COMPARISONS[branches.pop()] if branches else "LessOrEqual",
-        roots=roots,
-        feature=np.where(leaf, 0, node.attr("nodes_featureids")).astype(np.int32),
-        threshold=np.where(leaf, 0.0, node.attr("nodes_values")).astype(np.float32),
-        yes=children["true"],
-        no=children["false"],
-        nan_is_yes=nan_is_yes & ~leaf,
-        scores=scores,
-        base=base,
-        depth=depth,
-    )
-
-
-def _scores(node: Node, kind: str, results: int, place: dict[tuple[int, int], int]) -> np.ndarray:
-    """[nodes, results]: what a leaf adds to each result."""
-    scores = np.zeros((len(place), results), np.float32)
-    trees, nodes = node.attr(f"{kind}_treeids"), node.attr(f"{kind}_nodeids")
-    ids, weights = node.attr(f"{kind}_ids"), node.attr(f"{kind}_weights")
-    for tree, leaf, result, weight in zip(trees, nodes, ids, weights, strict=True):
-        scores[place[tree, leaf], result if results > 1 else 0] += weight
-    return scores
-
-
-def _depth(yes: np.ndarray, no: np.ndarray, roots: np.ndarray, leaf: np.ndarray) -> int | None:
-    """Steps from a root to the deepest leaf; None when the nodes form a cycle."""
-    level, depth = roots, 0
-    while not leaf[level].all():
-        level = np.unique(np.concatenate([yes[level], no[level]]))
-        depth += 1
-        if depth > len(leaf):
-            return None
-    return depth
+# ONNX's aggregate: how scores are combined, and what changes nothing.
+_COMBINE = {
+    "SUM": ("Sum", 0.0),
+    "AVERAGE": ("Sum", 0.0),
+    "MIN": ("Min", np.inf),
+    "MAX": ("Max", -np.inf),
+}
 
 
 def tree_scores(x: Node, forest: Forest, aggregate: str) -> Node | None:
     """The [rows, results] scores of float32 `x` [rows, features]; None for other aggregates."""
-    reduction = {
-        "SUM": "ReduceSum",
-        "AVERAGE": "ReduceMean",
-        "MIN": "ReduceMin",
-        "MAX": "ReduceMax",
-    }
-    if aggregate not in reduction or forest.feature.max() >= x.tensor.dims[1]:
+    features = x.tensor.dims[1]
+    if (
+        aggregate not in _COMBINE
+        or not 0 <= forest.feature.min() <= forest.feature.max() < features
+    ):
         return None
-    tables = [constant(t) for t in (forest.feature, forest.threshold, forest.yes, forest.no)]
-    if forest.nan_is_yes.any():
-        tables.append(constant(forest.nan_is_yes))
+    combine, nothing = _COMBINE[aggregate]
+    used, table = np.unique(forest.table, return_inverse=True)
+    x = _tables(x, used.tolist())
+    feature = (forest.feature + table * features).astype(np.int32)
+    rows, results = x.tensor.dims[0], forest.scores.shape[1]
+    scan = _preorder(forest) if _is_tree(forest) else None
+    if scan is not None and scan.worth(forest.depth, rows):
+        if rows <= _FEW_ROWS:
+            scan = scan.side_by_side(nothing)
+        total = scan.scores(x, feature, forest, combine)
+    else:
+        leaves = _walk(x, feature, forest)
+        axis = constant(np.array([0 if rows >= _MANY_ROWS else 1], np.int64))
+        total = ops.node(f"Reduce{combine}", leaves, axis, keepdims=0)
+        total = reshape(total, (rows, results))
+    if aggregate == "AVERAGE":
+        total = ops.node("Div", total, constant(np.array([len(forest.roots)], np.float32)))
+    return ops.node("Add", total, constant(forest.base)) if forest.base.any() else total
+
+
+def _tables(x: Node, used: list[int]) -> Node:
+    """The tables of features that are asked for, beside each other."""
+    made = []
+    for table in used:
+        features = ops.node("Neg", x) if table >= NEGATED else x
+        if table % NEGATED == NO_NAN:
+            least = constant(np.array(-np.inf, np.float32))
+            features = ops.node("Where", ops.node("IsNaN", x), least, features)
+        made.append(features)
+    return made[0] if len(made) == 1 else ops.node("Concat", *made, axis=1)
+
+
+def _walk(x: Node, feature: np.ndarray, forest: Forest) -> Node:
+    """The scores of each row's leaves: [trees, rows] where rows are many, else [rows, trees]."""
+    tables = [constant(t) for t in (feature, forest.threshold, forest.yes, forest.no)]
     rows_last = x.tensor.dims[0] >= _MANY_ROWS
     position = constant(forest.roots.reshape(-1, 1) if rows_last else forest.roots)
     for done in range(0, max(forest.depth, 1), _MAX_STEPS):
         steps = min(forest.depth - done, _MAX_STEPS)
         position = ops.node(
-            "whitebox.TreeWalk", x, position, *tables,
-            depth=steps, comparison=forest.comparison, rows_last=int(rows_last),
+            "whitebox.TreeWalk", x, position, *tables, depth=steps, rows_last=int(rows_last)
+        )
+    scores = forest.scores
+    table = constant(scores[:, 0] if scores.shape[1] == 1 else scores)
+    return ops.node("Gather", table, position, axis=0)
+
+
+def _is_tree(forest: Forest) -> bool:
+    """Whether no inner node is reached in two ways, but for the "no" of a question in two."""
+    inner = np.flatnonzero(~forest.leaf)
+    reached = np.concatenate([forest.yes[inner], forest.no[inner[inner < forest.second]]])
+    reached = reached[~forest.leaf[reached]]
+    return len(np.unique(reached)) == len(reached)
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """Nodes of trees in preorder, and leaves from left to right.
+
+    Arrays are [groups, places, trees of a group], but for `count` [groups], the places that a group
+    fills, `first_leaf` [groups, trees of a group], and `leaves` [leaves], places in the forest.
+    `first` and `after` count from a tree's first leaf.
+    """
+
+    count: np.ndarray
+    first_leaf: np.ndarray
+    node: np.ndarray
+    first: np.ndarray
+    after: np.ndarray
+    leaves: np.ndarray
+    nothing: float = 0.0
+
+    def worth(self, depth: int, rows: int) -> bool:
+        """Whether a walk would take longer."""
+        trees, places = self.node.shape[:2]
+        if trees * places > 4 * self.count.sum() + 64:
+            return False  # mostly padding
+        if rows <= _FEW_ROWS and trees < _TREES // 2:
+            return False  # lanes without trees
+        return int(places) <= _NODES_A_STEP[rows >= _MANY_ROWS] * depth
+
+    def side_by_side(self, nothing: float) -> _Scan:
+        """Groups of `_TREES` trees; those that fill the last have one leaf that says `nothing`."""
+        trees, places, _ = self.node.shape
+        missing = -trees % _TREES
+
+        def grouped(table: np.ndarray, fill: int) -> np.ndarray:
+            padded = np.pad(table, ((0, missing), (0, 0), (0, 0)), constant_values=fill)
+            return np.ascontiguousarray(padded.reshape(-1, _TREES, places).transpose(0, 2, 1))
+
+        beyond = len(self.leaves) if missing else 0
+        first_leaf = np.pad(self.first_leaf[:, 0], (0, missing), constant_values=beyond)
+        return _Scan(
+            count=np.pad(self.count, (0, missing)).reshape(-1, _TREES).max(axis=1),
+            first_leaf=first_leaf.reshape(-1, _TREES),
+            node=grouped(self.node, 0),
+            first=grouped(self.first, -1),
+            after=grouped(self.after, 0),
+            leaves=self.leaves,
+            nothing=nothing,
+        )
+
+    def scores(self, x: Node, feature: np.ndarray, forest: Forest, combine: str) -> Node:
+        """The combined scores of all trees. A leaf more than there are says `nothing`."""
+        scores = np.pad(forest.scores[self.leaves], ((0, 1), (0, 0)), constant_values=self.nothing)
+        tables = (
+            self.count, self.first_leaf, feature[self.node], forest.threshold[self.node],
+            self.first, self.after, scores,
         )  # fmt: skip
-    results = forest.scores.shape[1]
-    table = constant(forest.scores[:, 0] if results == 1 else forest.scores)
-    leaves = ops.node("Gather", table, position, axis=0)
-    axis = constant(np.array([0 if rows_last else 1], np.int64))
-    total = ops.node(reduction[aggregate], leaves, axis, keepdims=0)
-    total = reshape(total, (x.tensor.dims[0], results))
-    return ops.node("Add", total, constant(forest.base)) if forest.base.any() else total
+        return ops.node("whitebox.TreeScan", x, *map(constant, tables), combine=combine)
+
+
+def _preorder(forest: Forest) -> _Scan:
+    """Each tree a group of its own."""
+    leaf, yes, no = (each.tolist() for each in (forest.leaf, forest.yes, forest.no))
+    leaves: list[int] = []
+    trees: list[tuple[int, list[int], list[int], list[int]]] = []
+    for root in forest.roots.tolist():
+        nodes: list[int] = []
+        first: list[int] = []
+        after: list[int] = []
+        start = len(leaves)
+        trees.append((start, nodes, first, after))
+        # Where to go on, and the places in the tree of the nodes that a row leaves for there.
+        pending: list[tuple[int, list[int]]] = [(root, [])]
+        while pending:
+            node, splits = pending.pop()
+            for split in splits:
+                after[split] = len(leaves) - start
+            while not leaf[node]:
+                if node < forest.second:
+                    pending.append((no[node], []))
+                pending[-1][1].append(len(nodes))
+                nodes.append(node)
+                first.append(len(leaves) - start)
+                after.append(0)
+                node = yes[node]
+            leaves.append(node)
+    places = max(1, *(len(nodes) for _, nodes, _, _ in trees))
+
+    def table(which: int, fill: int) -> np.ndarray:
+        filled = np.full((len(trees), places, 1), fill, np.int32)
+        for index, tree in enumerate(trees):
+            filled[index, : len(tree[1]), 0] = tree[which]
+        return filled
+
+    return _Scan(
+        count=np.array([len(nodes) for _, nodes, _, _ in trees], np.int32),
+        first_leaf=np.array([[start] for start, _, _, _ in trees], np.int32),
+        node=table(1, 0),
+        first=table(2, -1),
+        after=table(3, 0),
+        leaves=np.array(leaves, np.int32),
+    )

@@ -15,7 +15,10 @@ import numpy as np
 from whitebox.errors import UnsupportedOperator
 from whitebox.ir import ops
 from whitebox.ir.graph import INPUT, OUTPUT, Graph, Node, constant, topological
+from whitebox.ir.types import ONNX_DTYPES
 from whitebox.ir.winograd import weight_inverse
+
+_INT64 = ONNX_DTYPES.index("int64")
 
 Expansion: TypeAlias = Callable[[Node, "tuple[Node | None, ...]"], Node]
 
@@ -190,20 +193,33 @@ def _unpack(node: Node, inputs: tuple[Node | None, ...]) -> Node:
     return ops.node("Slice", plain, _ints(0), _ints(channels), _ints(1))
 
 
+def _tree_scan(node: Node, inputs: tuple[Node | None, ...]) -> Node:
+    x, _, leaf, *nodes, scores = (_given(inputs, index) for index in range(8))
+    groups, places, width = nodes[0].tensor.dims
+    place = ops.node("Expand", _ints(0), _ints(x.tensor.dims[0], groups * width))
+    for k in range(places):
+        at = [ops.node("Gather", table, constant(np.array(k)), axis=1) for table in nodes]
+        feature, threshold, first, after = (_reshape(table, groups * width) for table in at)
+        passed = ops.node("LessOrEqual", ops.node("Gather", x, feature, axis=1), threshold)
+        first, after = (ops.node("Cast", each, to=_INT64) for each in (first, after))
+        stands = ops.node("Equal", place, first)
+        moves = ops.node("And", stands, ops.node("Not", passed))
+        place = ops.node("Where", moves, after, place)
+    start = ops.node("Cast", _reshape(leaf, groups * width), to=_INT64)
+    found = ops.node("Gather", scores, ops.node("Add", place, start))
+    return ops.node(f"Reduce{node.attr('combine')}", found, _ints(1), keepdims=0)
+
+
 def _tree_walk(node: Node, inputs: tuple[Node | None, ...]) -> Node:
     x, start, feature, threshold, yes, no = (_given(inputs, index) for index in range(6))
-    missing = inputs[6] if len(inputs) > 6 else None
     place = ops.node("Expand", start, _ints(*node.tensor.dims))
     axis = 0 if node.attr("rows_last") else 1
     x = x if axis else _transpose(x, 1, 0)
     for _ in range(node.attr("depth")):
         value = ops.node("GatherElements", x, ops.node("Gather", feature, place), axis=axis)
-        chosen = ops.node(node.attr("comparison"), value, ops.node("Gather", threshold, place))
-        if missing is not None:
-            known = ops.node("And", ops.node("IsNaN", value), ops.node("Gather", missing, place))
-            chosen = ops.node("Or", chosen, known)
+        passed = ops.node("LessOrEqual", value, ops.node("Gather", threshold, place))
         place = ops.node(
-            "Where", chosen, ops.node("Gather", yes, place), ops.node("Gather", no, place)
+            "Where", passed, ops.node("Gather", yes, place), ops.node("Gather", no, place)
         )
     return place
 
@@ -217,6 +233,7 @@ _EXPANSIONS: Mapping[str, Expansion] = {
     "whitebox.MatMul": _matmul,
     "whitebox.MatMulTransposed": _matmul_transposed,
     "whitebox.Pack": _pack,
+    "whitebox.TreeScan": _tree_scan,
     "whitebox.TreeWalk": _tree_walk,
     "whitebox.Unpack": _unpack,
 }

@@ -1,4 +1,7 @@
-"""whitebox.TreeWalk in numpy: all rows take a step in all trees at once."""
+"""whitebox.TreeScan and whitebox.TreeWalk in numpy: all trees of all rows at once.
+
+The test of a node is `x[feature] <= threshold`; NaN fails it.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,32 @@ import numpy as np
 from whitebox.ir.graph import Node
 from whitebox.ir.reference.table import Values, means
 
-_COMPARE: dict[str, Any] = {
-    "LessOrEqual": np.less_equal,
-    "Less": np.less,
-    "GreaterOrEqual": np.greater_equal,
-    "Greater": np.greater,
-}
+_COMBINE: dict[str, Any] = {"Sum": np.sum, "Min": np.min, "Max": np.max}
+
+
+@means("whitebox.TreeScan")
+def _tree_scan(node: Node, values: Values) -> Any:
+    """The leaf of every row in every tree, found by looking at all nodes; then its scores.
+
+    A node [group, place, tree] splits the leaves from `first` on at `after`, both counted from the
+    tree's first `leaf`. Nodes come in preorder, so that a row stands at `first` just when its path
+    leads through the node. No row stands at a negative one.
+    """
+    x, count, leaf, feature, threshold, first, after, scores = values
+    place = np.zeros((len(x), *leaf.shape), np.int32)
+    for k in range(int(count.max())):
+        passed = x[:, feature[:, k]] <= threshold[:, k]
+        place = np.where((place == first[:, k]) & ~passed, after[:, k], place)
+    return _COMBINE[node.attr("combine")](scores[leaf + place], axis=(1, 2)).astype(np.float32)
 
 
 @means("whitebox.TreeWalk")
 def _tree_walk(node: Node, values: Values) -> Any:
-    x, start, feature, threshold, yes, no, missing = (*values, None)[:7]
+    x, start, feature, threshold, yes, no = values
     place = np.broadcast_to(start, node.tensor.dims)
     row = np.arange(len(x))
     row = row if node.attr("rows_last") else row[:, np.newaxis]
     for _ in range(node.attr("depth")):
-        value = x[row, feature[place]]
-        chosen = _COMPARE[node.attr("comparison")](value, threshold[place])
-        if missing is not None:
-            chosen = chosen | (np.isnan(value) & missing[place])
-        place = np.where(chosen, yes[place], no[place])
+        passed = x[row, feature[place]] <= threshold[place]
+        place = np.where(passed, yes[place], no[place])
     return place.astype(np.int32)
