@@ -1,4 +1,4 @@
-"""Who runs when, and on how many cores: the scheduler's policy, and lanes that keep to it."""
+"""The engine: lanes that keep to what the scheduler says, with real threads."""
 
 from __future__ import annotations
 
@@ -15,64 +15,7 @@ import whitebox
 from whitebox.errors import Overloaded
 from whitebox.runtime import native
 from whitebox.runtime.device import Arena
-from whitebox.runtime.engine import Engine
-from whitebox.runtime.scheduler import Request, Scheduler
-
-
-def request() -> Request:
-    return Request(lambda: None)
-
-
-def started(scheduler: Scheduler) -> list[Request]:
-    return list(iter(scheduler.next, None))
-
-
-def test_a_lone_request_gets_all_cores() -> None:
-    scheduler = Scheduler(8)
-    for _ in range(3):
-        scheduler.add(alone := request())
-        assert started(scheduler) == [alone] and alone.cores == 8
-        scheduler.done(alone)
-
-
-@pytest.mark.parametrize(
-    ("cores", "requests", "share"), [(2, 2, 1), (8, 2, 4), (8, 3, 2), (2, 5, 1)]
-)
-def test_requests_at_once_share(cores: int, requests: int, share: int) -> None:
-    """Clients that ask again as soon as they are answered."""
-    scheduler = Scheduler(cores)
-    running: list[Request] = []
-    for _ in range(requests):
-        scheduler.add(request())
-        running += started(scheduler)
-    for turn in range(20):
-        scheduler.done(running.pop(0))
-        scheduler.add(request())
-        running += started(scheduler)
-        assert sum(each.cores for each in running) <= cores
-        if turn >= requests:
-            assert {each.cores for each in running} == {share}
-            assert len(running) == min(requests, cores)
-
-
-def test_requests_start_in_order_of_arrival_and_within_the_bound() -> None:
-    scheduler = Scheduler(1, max_queued=3)
-    scheduler.add(first := request())
-    assert started(scheduler) == [first]
-    waiting = [request() for _ in range(3)]
-    for each in waiting:
-        scheduler.add(each)
-    with pytest.raises(Overloaded, match="3 requests are waiting"):
-        scheduler.add(request())
-    assert len(scheduler) == 3 and not started(scheduler)
-    assert scheduler.withdraw(waiting[1]) and not scheduler.withdraw(first)
-    order = []
-    current = first
-    while scheduler.done(current) is None and (after := scheduler.next()) is not None:
-        order.append(current := after)
-    assert order == [waiting[0], waiting[2]]
-    scheduler.add(last := request())
-    assert started(scheduler) == [last]
+from whitebox.runtime.engine import Engine, Runnable
 
 
 class Call:
@@ -196,3 +139,151 @@ def test_a_thread_that_ran_on_one_core_runs_on_all_again() -> None:
     thread.start()
     thread.join()
     assert seen == [1, most, 1, most]
+
+
+class Squares:
+    """A stage that runs batches, and counts them."""
+
+    max_batch = 8
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.broken = False
+
+    def run(
+        self, pairs: Sequence[tuple[Runnable, Sequence[Any]]], arena: Arena
+    ) -> list[list[Any] | BaseException]:
+        self.sizes.append(len(pairs))
+        if self.broken:
+            raise RuntimeError("the kernel crashed")
+        return [_square(inputs) for _, inputs in pairs]
+
+
+def _square(inputs: Sequence[Any]) -> list[Any] | BaseException:
+    return ValueError("no number") if inputs[0] is None else [inputs[0] ** 2]
+
+
+class Square:
+    """A runnable of the stage; each brings one item."""
+
+    items = 1
+
+    def __init__(self, stage: Squares) -> None:
+        self.stage = stage
+
+    def run(self, inputs: Sequence[Any], arena: Arena) -> list[Any]:
+        answer = _square(inputs)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+def held(engine: Engine) -> threading.Event:
+    """Something takes all cores until the event is set."""
+    gate = threading.Event()
+    engine.submit(Call(gate.wait), [0])
+    return gate
+
+
+def test_what_waits_for_one_stage_rides_in_batches() -> None:
+    """Sizes are tried from small to large; two models share the batches."""
+    engine = Engine(1)
+    stage = Squares()
+    models = [Square(stage), Square(stage)]
+    for _ in range(6):
+        gate = held(engine)
+        replies = [engine.submit(models[n % 2], [n], model=str(n % 2)) for n in range(32)]
+        gate.set()
+        assert [reply.result(30) for reply in replies] == [[n * n] for n in range(32)]
+    assert stage.sizes and set(stage.sizes) <= set(range(2, 9))
+    engine.close()
+
+
+def test_one_bad_request_does_not_spoil_its_batch() -> None:
+    engine = Engine(1)
+    stage = Squares()
+    gate = held(engine)
+    replies = [engine.submit(Square(stage), [n]) for n in (None, 2, 3)]
+    gate.set()
+    with pytest.raises(ValueError, match="no number"):
+        replies[0].result(30)
+    assert [reply.result(30) for reply in replies[1:]] == [[4], [9]]
+    engine.close()
+
+
+def test_a_kernel_that_crashes_fails_its_batch_and_nothing_else() -> None:
+    engine = Engine(1)
+    broken, sound = Squares(), Squares()
+    broken.broken = True
+    gate = held(engine)
+    bad = [engine.submit(Square(broken), [n]) for n in range(2)]
+    good = [engine.submit(Square(sound), [n]) for n in range(2)]
+    gate.set()
+    for reply in bad:
+        with pytest.raises(RuntimeError, match="the kernel crashed"):
+            reply.result(30)
+    assert [reply.result(30) for reply in good] == [[0], [1]]
+    engine.close()
+
+
+def test_to_cancel_takes_a_request_out_of_the_queue() -> None:
+    engine = Engine(2)
+    gate = held(engine)
+    call = Call(lambda: None)
+    replies = [engine.submit(call, [n]) for n in range(10)]
+    assert all(reply.cancel() for reply in replies[::2]) and engine.queued == 5
+    gate.set()
+    assert [reply.result(30) for reply in replies[1::2]] == [[n + 1] for n in range(1, 10, 2)]
+    assert not replies[1].cancel()
+    engine.close()
+
+
+def test_what_cannot_be_in_time_is_refused_and_the_rest_is_served() -> None:
+    engine = Engine(1)
+    slow = Call(lambda: time.sleep(0.05))
+    for _ in range(4):
+        engine.submit(slow, [0]).result(30)
+    with pytest.raises(Overloaded, match="takes about"):
+        engine.submit(slow, [0], deadline=time.monotonic() + 0.01)
+    reply = engine.submit(slow, [1], deadline=time.monotonic() + 30)
+    with pytest.raises(Overloaded) as refusal:
+        for _ in range(1000):
+            engine.submit(slow, [0], deadline=time.monotonic() + 5)
+    assert refusal.value.retry_after_s is not None
+    assert reply.result(30) == [2]
+    engine.close()
+
+
+def test_a_stalled_kernel_does_not_hold_up_others(caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine(2)
+    stuck = threading.Event()
+    call = Call(lambda: None)
+    for _ in range(5):
+        engine.submit(call, [0]).result(30)
+    call.wait = stuck.wait
+    stalled = engine.submit(call, [5], model="stuck")
+    sound = Call(lambda: None)
+    # A lone request has all cores, so that this one has to wait until its stall is noticed.
+    assert engine.submit(sound, [1]).result(30) == [2]
+    assert engine.run(sound, [2]) == [3]
+    assert engine.stalls == 1 and not stalled.done()
+    assert "model stuck have been running for" in caplog.text
+    stuck.set()
+    assert stalled.result(30) == [6]
+    assert [engine.submit(sound, [n]).result(30) for n in range(4)] == [[1], [2], [3], [4]]
+    engine.close()
+
+
+def test_closing_leaves_what_has_stalled_behind() -> None:
+    engine = Engine(1)
+    stuck = threading.Event()
+    call = Call(lambda: None)
+    for _ in range(5):
+        engine.submit(call, [0]).result(30)
+    call.wait = stuck.wait
+    stalled = engine.submit(call, [5])
+    waiting = engine.submit(Call(lambda: None), [1])
+    engine.close()
+    assert waiting.result(0) == [2] and not stalled.done()
+    stuck.set()
+    assert stalled.result(30) == [6]

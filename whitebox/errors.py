@@ -76,6 +76,10 @@ class Overloaded(WhiteboxError):
     grpc_status = "UNAVAILABLE"
     exit_code = 75  # EX_TEMPFAIL
 
+    def __init__(self, text: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s  # when it is foreseen to fit; None: nobody knows
+
 
 class CompileError(WhiteboxError):
     """A kernel could not be compiled. Names the kernel, and keeps the compiler's own words."""
