@@ -37,9 +37,14 @@ class Partition:
     own: tuple[Stage | None, ...]
 
 
-def partition(graphs: Sequence[Graph]) -> Partition:
-    """The stages of graphs with one model each, over the same inputs."""
-    common = several(graphs)
+def partition(graphs: Sequence[Graph], common: Collection[Node] | None = None) -> Partition:
+    """The stages of graphs with one model each, over the same inputs.
+
+    `common` are the nodes of the shared stage, with all that they depend on (default: those that
+    more than one of the graphs has).
+    """
+    if common is None:
+        common = several(graphs)
     own = tuple(_own(graph, common) for graph in graphs)
     read = (node for stage in own if stage is not None for node in stage.reads)
     asked = (node for graph in graphs for _, node in graph.model.outputs)
@@ -53,6 +58,14 @@ def several(graphs: Iterable[Graph]) -> set[Node]:
     common = {node for node, count in counts.items() if count > 1}
     # A result of a node with several results goes where the node goes.
     common.update(node for node in counts if node.op == OUTPUT and node.inputs[0] in common)
+    return common
+
+
+def every(graphs: Iterable[Graph]) -> set[Node]:
+    """The nodes that are computed from an input in all of the graphs."""
+    sets = [set(computed(graph)) for graph in graphs]
+    common = set.intersection(*sets)
+    common.update(n for nodes in sets for n in nodes if n.op == OUTPUT and n.inputs[0] in common)
     return common
 
 

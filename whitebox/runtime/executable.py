@@ -24,7 +24,12 @@ LIGHT_BYTES = 1 << 20
 
 
 class Executable:
-    """A model at one set of input shapes, ready to run."""
+    """A model at one set of input shapes, ready to run.
+
+    `stage` is what runs it in one batch with others (see batching), None when it runs alone.
+    """
+
+    stage: Any = None
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ from whitebox.errors import InvalidName, Overloaded
 from whitebox.registry import Registry
 from whitebox.registry.catalogue import Catalogue
 from whitebox.registry.records import ModelInfo, ModelRecord, Registration, validate_name
+from whitebox.runtime.batching import Batcher
 from whitebox.runtime.composite import Composer, Together
 from whitebox.runtime.engine import Engine, Runnable
 from whitebox.runtime.native import llvm_loaded
@@ -63,6 +64,7 @@ class Runtime:
         parameters = ParameterStore(self.registry, self.target.threads)
         self.preparer = Preparer(self.target, self.home, parameters)
         self.engine = Engine(self.target.threads)
+        self.batcher = Batcher(self.preparer, self.engine)
         self.composer = Composer(self.preparer, self.engine)
         self._served: dict[tuple[str, int], ServedModel] = {}
         self._newest: dict[str, ServedModel] = {}  # by name, what `_serve` found
