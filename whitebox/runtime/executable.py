@@ -70,13 +70,18 @@ class Executable:
         """Whether `plain_call` will do: only kernels, and each writes results of its own."""
         return None not in self._bound.makers and all(step.kernel for step in self.plan.steps)
 
+    @property
+    def is_light(self) -> bool:
+        """Whether a run takes microseconds, less than to wait for one's turn."""
+        return self.plan.touched_bytes <= LIGHT_BYTES
+
     def plain_call(self, engine: Engine) -> PlainCall:
         """A function that gives the outputs for arrays of exactly the plan's types in C order.
 
         As `run` in one of the engine's lanes, without needless steps. It may also give None: then
         call `run`.
         """
-        if self.plan.touched_bytes <= LIGHT_BYTES:
+        if self.is_light:
             return self._light_call()
 
         def call(*arrays: np.ndarray) -> list[np.ndarray]:
