@@ -143,22 +143,22 @@ def recurrent() -> Graph:
     return model_of(ops.node("LSTM", x, *weights, hidden_size=12, outputs=1), x)
 
 
-def trees(rows: int) -> Graph:
-    """Twenty trees: each asks of one feature after the other whether it is large."""
+def trees(rows: int, count: int = 20) -> Graph:
+    """Some trees: each asks of one feature after the other whether it is large."""
     x, nodes = data(rows, 6), np.arange(6)
     forest = {
         "n_targets": 1,
-        "nodes_treeids": np.repeat(np.arange(20), 13),
-        "nodes_nodeids": np.tile(np.arange(13), 20),
-        "nodes_featureids": np.tile([*nodes, *[0] * 7], 20),
-        "nodes_modes": np.tile([*["BRANCH_GT"] * 6, *["LEAF"] * 7], 20),
-        "nodes_values": RNG.standard_normal(260),
-        "nodes_truenodeids": np.tile([*(6 + nodes), *[0] * 7], 20),
-        "nodes_falsenodeids": np.tile([1, 2, 3, 4, 5, 12, *[0] * 7], 20),
-        "target_treeids": np.repeat(np.arange(20), 7),
-        "target_nodeids": np.tile(6 + np.arange(7), 20),
-        "target_ids": np.zeros(140, int),
-        "target_weights": RNG.standard_normal(140),
+        "nodes_treeids": np.repeat(np.arange(count), 13),
+        "nodes_nodeids": np.tile(np.arange(13), count),
+        "nodes_featureids": np.tile([*nodes, *[0] * 7], count),
+        "nodes_modes": np.tile([*["BRANCH_GT"] * 6, *["LEAF"] * 7], count),
+        "nodes_values": RNG.standard_normal(13 * count),
+        "nodes_truenodeids": np.tile([*(6 + nodes), *[0] * 7], count),
+        "nodes_falsenodeids": np.tile([1, 2, 3, 4, 5, 12, *[0] * 7], count),
+        "target_treeids": np.repeat(np.arange(count), 7),
+        "target_nodeids": np.tile(6 + np.arange(7), count),
+        "target_ids": np.zeros(7 * count, int),
+        "target_weights": RNG.standard_normal(7 * count),
     }
     attrs = {
         name: value.tolist() if isinstance(value, np.ndarray) else value
@@ -193,6 +193,7 @@ FAMILIES: dict[str, Callable[[], Graph]] = {
     "lstm": recurrent,
     "trees of a row": lambda: trees(1),
     "trees of rows": lambda: trees(40),
+    "tree of a row": lambda: trees(1, 1),
 }
 # Those whose code differs most between targets; the rest only in the number of lanes.
 _TELLING = ("matmul", "integer product", "conv", "winograd", "softmax", "elementwise")

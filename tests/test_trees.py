@@ -203,14 +203,17 @@ def example(name: str) -> tuple[list[Branch | Leaf], int, str]:
     """Trees, the number of results, and the aggregate."""
     random = np.random.default_rng(7)
     modes = sorted(MODES)
-    sizes = {"stump": [2], "mixed": [*range(1, 24), 64, 3], "large": [70, 90, 130]}
-    count = {"stump": 1, "mixed": 3, "large": 1}[name]
-    trees = [grown(random, size, modes, count) for size in sizes[name]]
-    return trees, count, {"stump": "SUM", "mixed": "AVERAGE", "large": "MIN"}[name]
+    sizes, results, aggregate, skew = {
+        "stump": ([2], 1, "SUM", 0.5),
+        "mixed": ([*range(1, 24), 64, 3], 3, "AVERAGE", 0.5),
+        "deep": ([*range(9, 31)], 2, "SUM", 0.05),
+        "large": ([70, 90, 130], 1, "MIN", 0.5),
+    }[name]
+    return [grown(random, size, modes, results, skew) for size in sizes], results, aggregate
 
 
 @pytest.mark.parametrize("rows", [1, 3, 20, 45])
-@pytest.mark.parametrize("name", ["stump", "mixed", "large"])
+@pytest.mark.parametrize("name", ["stump", "mixed", "deep", "large"])
 def test_kernels_answer_by_the_definition(name: str, rows: int) -> None:
     pytest.importorskip("tvm")
     from tests.fused import fused, run
@@ -227,13 +230,15 @@ def test_kernels_answer_by_the_definition(name: str, rows: int) -> None:
 def test_trees_are_scanned_unless_a_walk_has_few_steps_or_a_scan_no_lanes() -> None:
     random = np.random.default_rng(0)
 
-    def chosen(leaves: int, count: int, rows: int) -> set[str]:
-        trees = [grown(random, leaves, ["BRANCH_LEQ"], 1) for _ in range(count)]
+    def chosen(leaves: int, count: int, rows: int, skew: float = 0.5) -> set[str]:
+        trees = [grown(random, leaves, ["BRANCH_LEQ"], 1, skew) for _ in range(count)]
         fast = optimize(specialize(regressor(trees, 1, "SUM"), {"x": (rows, FEATURES)}))
         return operators(fast) & {"whitebox.TreeScan", "whitebox.TreeWalk"}
 
-    assert chosen(31, 20, 1) == chosen(31, 20, 100) == chosen(31, 1, 100) == {"whitebox.TreeScan"}
-    assert chosen(31, 1, 1) == chosen(1500, 2, 100) == {"whitebox.TreeWalk"}
+    assert chosen(31, 20, 1, 0.05) == chosen(31, 20, 100) == {"whitebox.TreeScan"}
+    assert chosen(31, 1, 1, 0.05) == chosen(31, 20, 1) == {"whitebox.TreeWalk"}
+    assert chosen(31, 1, 100) == {"whitebox.TreeScan"}
+    assert chosen(1500, 2, 100) == {"whitebox.TreeWalk"}
 
 
 def test_sets_of_values_are_left_to_the_reference() -> None:

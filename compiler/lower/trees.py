@@ -1,7 +1,7 @@
 """Trees of decisions: whitebox.TreeScan, which looks at all nodes, and whitebox.TreeWalk.
 
 What enters: the node and the values of its inputs. What leaves: the scores of rows, held in an
-array; or, of a walk, a value whose element takes all steps of one row in one tree. The lanes of a
+array; or, of a walk, the places that rows end at, held in one. The lanes of a
 vector are neighbouring trees, or neighbouring rows: a tree's nodes are then read once for many.
 """
 
@@ -10,13 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tvm import tirx
-
 from whitebox.compiler.lower.reduction import FOLDS, folded
 from whitebox.compiler.lower.value import (
     Axes,
     Body,
-    Index,
     Scope,
     Value,
     const,
@@ -26,8 +23,7 @@ from whitebox.compiler.lower.value import (
 )
 from whitebox.ir.graph import Node
 from whitebox.ir.sizes import Extent, known
-from whitebox.kernels.cpu import trees
-from whitebox.kernels.cpu.affine import Opaque
+from whitebox.kernels.cpu import tree_walk, trees
 
 _IDENTITY = {"Sum": 0.0, "Min": float("inf"), "Max": float("-inf")}
 
@@ -81,22 +77,21 @@ def _columns(x: Value, blocks: Extent, size: int) -> Value:
 
 @emitter("whitebox.TreeWalk")
 def _tree_walk(node: Node, args: Sequence[Value], body: Body) -> Value:
-    x, start, feature, threshold, yes, no = args
-
-    def element(scope: Scope, axes: Axes) -> Any:
-        loops = frozenset().union(*(axis.loops for axis in axes))
-
-        def index(raw: Any, extent: Extent) -> Index:
-            return Index({Opaque(scope.keep(raw), 0, extent - 1, loops): 1})
-
-        row = axes[1] if node.attr("rows_last") else axes[0]
-        place = start.broadcast(scope, axes)
-        for _ in range(node.attr("depth")):
-            at = (index(place, feature.shape[0]),)
-            value = scope.keep(x.at(scope, (row, index(feature.at(scope, at), x.shape[1]))))
-            # NaN fails: a negated comparison would be turned into the opposite one.
-            passed = value <= threshold.at(scope, at)
-            place = tirx.Select(passed, yes.at(scope, at), no.at(scope, at))
-        return place
-
-    return Value("int32", node.tensor.extents, element)
+    x, start, links, threshold = args
+    walk = tree_walk.Walk(
+        rows=x.shape[0],
+        features=known(x.shape[1]),
+        trees=known(start.shape[0]),
+        depth=node.attr("depth"),
+        rows_last=bool(node.attr("rows_last")),
+        threads=body.target.threads,
+    )
+    places = body.array(node.tensor.extents, "int32")
+    body.statements += walk.statements(
+        body.buffer(x),
+        body.buffer(start),
+        body.buffer(links),
+        body.buffer(threshold),
+        places.buffer,
+    )
+    return from_array(places, "int32")

@@ -2,9 +2,8 @@
 
 whitebox.TreeScan looks at every node of a tree, in preorder, in as many lanes as a vector has: no
 look-up waits for another (`kernels/cpu/trees`). whitebox.TreeWalk goes from level to level: the
-position in a tree is an index into a table of nodes, and a leaf leads to itself (Nakandala et al.,
-"A Tensor Compiler for Unified Machine Learning Prediction Serving", OSDI'20). Steps of a walk are
-dear, and there are few of them in large trees.
+position in a tree is an index into a table of nodes, and a leaf leads to itself
+(`kernels/cpu/tree_walk`). Steps of a walk are dear, and there are few of them in large trees.
 """
 
 from __future__ import annotations
@@ -18,16 +17,14 @@ from whitebox.ir.graph import Node, constant
 from whitebox.passes.rules.algebra import reshape
 from whitebox.passes.rules.forest import NEGATED, NO_NAN, Forest
 
-# A kernel takes at most so many steps: they are written out one after the other.
-_MAX_STEPS = 16
-
 # From so many rows on, a tree takes them one after the other: its nodes stay in the cache.
 _MANY_ROWS = 16
 
-# How many nodes can be looked at while a walk takes a step: where rows are few, and where many.
-_NODES_A_STEP = (24, 40)
 # Up to so many rows a scan has trees in the lanes of its vectors: so many beside each other.
 _FEW_ROWS, _TREES = 2, 16
+
+# How many nodes can be looked at while a walk takes a step, by the number of rows from which on.
+_NODES_A_STEP = {_MANY_ROWS: 40, _FEW_ROWS + 1: 16, 0: 4}
 
 # ONNX's aggregate: how scores are combined, and what changes nothing.
 _COMBINE = {
@@ -41,11 +38,10 @@ _COMBINE = {
 def tree_scores(x: Node, forest: Forest, aggregate: str) -> Node | None:
     """The [rows, results] scores of float32 `x` [rows, features]; None for other aggregates."""
     features = x.tensor.dims[1]
-    if (
-        aggregate not in _COMBINE
-        or not 0 <= forest.feature.min() <= forest.feature.max() < features
-    ):
+    if aggregate not in _COMBINE or forest.feature.min() < 0 or forest.feature.max() >= features:
         return None
+    if aggregate in ("MIN", "MAX") and forest.scores.shape[1] > 1:
+        return None  # of some results a leaf may say nothing, which is not zero
     combine, nothing = _COMBINE[aggregate]
     used, table = np.unique(forest.table, return_inverse=True)
     x = _tables(x, used.tolist())
@@ -80,14 +76,11 @@ def _tables(x: Node, used: list[int]) -> Node:
 
 def _walk(x: Node, feature: np.ndarray, forest: Forest) -> Node:
     """The scores of each row's leaves: [trees, rows] where rows are many, else [rows, trees]."""
-    tables = [constant(t) for t in (feature, forest.threshold, forest.yes, forest.no)]
-    rows_last = x.tensor.dims[0] >= _MANY_ROWS
-    position = constant(forest.roots.reshape(-1, 1) if rows_last else forest.roots)
-    for done in range(0, max(forest.depth, 1), _MAX_STEPS):
-        steps = min(forest.depth - done, _MAX_STEPS)
-        position = ops.node(
-            "whitebox.TreeWalk", x, position, *tables, depth=steps, rows_last=int(rows_last)
-        )
+    links = np.stack([feature, forest.yes, forest.no], axis=1)
+    position = ops.node(
+        "whitebox.TreeWalk", x, *map(constant, (forest.roots, links, forest.threshold)),
+        depth=max(forest.depth, 1), rows_last=int(x.tensor.dims[0] >= _MANY_ROWS),
+    )  # fmt: skip
     scores = forest.scores
     table = constant(scores[:, 0] if scores.shape[1] == 1 else scores)
     return ops.node("Gather", table, position, axis=0)
@@ -123,9 +116,9 @@ class _Scan:
         trees, places = self.node.shape[:2]
         if trees * places > 4 * self.count.sum() + 64:
             return False  # mostly padding
-        if rows <= _FEW_ROWS and trees < _TREES // 2:
-            return False  # lanes without trees
-        return int(places) <= _NODES_A_STEP[rows >= _MANY_ROWS] * depth
+        lanes = -(-trees // _TREES) * _TREES if rows <= _FEW_ROWS else trees
+        nodes_a_step = next(nodes for least, nodes in _NODES_A_STEP.items() if rows >= least)
+        return bool(places * lanes <= nodes_a_step * depth * trees)
 
     def side_by_side(self, nothing: float) -> _Scan:
         """Groups of `_TREES` trees; those that fill the last have one leaf that says `nothing`."""

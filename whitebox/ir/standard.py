@@ -211,17 +211,18 @@ def _tree_scan(node: Node, inputs: tuple[Node | None, ...]) -> Node:
 
 
 def _tree_walk(node: Node, inputs: tuple[Node | None, ...]) -> Node:
-    x, start, feature, threshold, yes, no = (_given(inputs, index) for index in range(6))
-    place = ops.node("Expand", start, _ints(*node.tensor.dims))
-    axis = 0 if node.attr("rows_last") else 1
-    x = x if axis else _transpose(x, 1, 0)
+    x, start, links, threshold = (_given(inputs, index) for index in range(4))
+    feature, yes, no = (
+        ops.node("Gather", links, constant(np.array(link)), axis=1) for link in range(3)
+    )
+    place = ops.node("Expand", start, _ints(x.tensor.dims[0], start.tensor.dims[0]))
     for _ in range(node.attr("depth")):
-        value = ops.node("GatherElements", x, ops.node("Gather", feature, place), axis=axis)
+        value = ops.node("GatherElements", x, ops.node("Gather", feature, place), axis=1)
         passed = ops.node("LessOrEqual", value, ops.node("Gather", threshold, place))
         place = ops.node(
             "Where", passed, ops.node("Gather", yes, place), ops.node("Gather", no, place)
         )
-    return place
+    return _transpose(place, 1, 0) if node.attr("rows_last") else place
 
 
 _EXPANSIONS: Mapping[str, Expansion] = {

@@ -33,11 +33,15 @@ def _tree_scan(node: Node, values: Values) -> Any:
 
 @means("whitebox.TreeWalk")
 def _tree_walk(node: Node, values: Values) -> Any:
-    x, start, feature, threshold, yes, no = values
-    place = np.broadcast_to(start, node.tensor.dims)
-    row = np.arange(len(x))
-    row = row if node.attr("rows_last") else row[:, np.newaxis]
+    """Places [rows, trees], or [trees, rows] with `rows_last`, after `depth` steps.
+
+    A link [node] is a feature, and where to go on when its test is passed or failed.
+    """
+    x, start, links, threshold = values
+    feature, yes, no = links.T
+    row = np.arange(len(x))[:, np.newaxis]
+    place = np.broadcast_to(start, (len(x), len(start)))
     for _ in range(node.attr("depth")):
         passed = x[row, feature[place]] <= threshold[place]
         place = np.where(passed, yes[place], no[place])
-    return place.astype(np.int32)
+    return place.T if node.attr("rows_last") else place

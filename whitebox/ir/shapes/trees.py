@@ -19,7 +19,7 @@ def _tree_scan(call: Call) -> TensorType:
 @rule("whitebox.TreeWalk")
 def _tree_walk(call: Call) -> TensorType:
     rows, starts = call.shape(0), call.shape(1)
-    if rows is None or len(rows) != 2 or not starts:
+    if rows is None or len(rows) != 2 or starts is None or len(starts) != 1:
         raise Misfit("rows of features and places to start from are needed")
-    dims = (starts[0], rows[0]) if call.attrs["rows_last"] else (rows[0], starts[-1])
+    dims = (starts[0], rows[0]) if call.attrs["rows_last"] else (rows[0], starts[0])
     return TensorType("int32", dims)
