@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from whitebox.registry.records import ModelInfo, TensorSpec
     from whitebox.runtime.runtime import Runtime
 
+# Levels of priority: that of requests which name none, and the lowest that is told apart.
+_DEFAULT_LEVEL, _LOWEST_LEVEL = 2, 10
+
 EXTENSIONS = ("binary_tensor_data", "infer_together")
 
 # Models in one request: far more than share anything worthwhile, far fewer than stop a server.
@@ -118,12 +121,20 @@ class DataPlane:
     async def infer(self, info: ModelInfo, request: InferRequest) -> InferResponse:
         """The answer of one version of a model, with the outputs in the order asked for."""
         names = _output_names(info, request)
+        timeout, priority = _terms(request)
         brief = self.runtime.brief(info.name, info.version, request.inputs)
         if brief is not None:
             return InferResponse(info.name, info.version, {name: brief[name] for name in names})
-        future = self.runtime.submit(info.name, request.inputs, names, version=info.version)
-        # The shield keeps a caller that goes away from cancelling work that others may share.
-        results = await asyncio.shield(asyncio.wrap_future(future))
+        future = self.runtime.submit(
+            info.name,
+            request.inputs,
+            names,
+            version=info.version,
+            timeout=timeout,
+            priority=priority,
+        )
+        # (a caller that goes away takes its request out of the queue)
+        results = await asyncio.wrap_future(future)
         return InferResponse(info.name, info.version, {name: results[name] for name in names})
 
     def several(self, request: InferRequest) -> list[ModelInfo]:
@@ -140,16 +151,37 @@ class DataPlane:
     ) -> list[InferResponse]:
         """The answers of several models to one input; what they share is computed once."""
         names = [_output_names(info, _asked_of(info, request)) for info in infos]
+        timeout, priority = _terms(request)
         future = self.runtime.submit_together(
             [(info.name, info.version) for info in infos],
             request.inputs,
             list(dict.fromkeys(name for each in names for name in each)),
+            timeout=timeout,
+            priority=priority,
         )
-        answers = await asyncio.shield(asyncio.wrap_future(future))
+        answers = await asyncio.wrap_future(future)
         return [
             InferResponse(info.name, info.version, {name: answer[name] for name in wanted})
             for info, wanted, answer in zip(infos, names, answers, strict=True)
         ]
+
+
+def _terms(request: InferRequest) -> tuple[float | None, int]:
+    """The timeout in seconds and the priority that a request asks for, as Triton spells them.
+
+    There 1 is the highest priority, and 0 that of a request that does not say; here larger is
+    higher. Raises InvalidInput.
+    """
+    found = {}
+    for key, what in (("timeout", "microseconds"), ("priority", "a level, 1 for the highest")):
+        value = request.parameters.get(key, 0)
+        if type(value) is not int or value < 0:
+            raise InvalidInput(
+                f"the request: {key} is {quote(str(value))}; send a whole number: {what}"
+            )
+        found[key] = value
+    level = min(found["priority"] or _DEFAULT_LEVEL, _LOWEST_LEVEL)
+    return found["timeout"] / 1e6 or None, _DEFAULT_LEVEL - level
 
 
 def _asked_of(info: ModelInfo, request: InferRequest) -> InferRequest:

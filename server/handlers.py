@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from whitebox.server.metrics import UNKNOWN_MODEL, Metrics
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _OFFLOAD_BYTES = 64 * 1024
+_CLIENT_GONE = 499  # in the metrics, as others have it; nobody is there to read it
 
 _log = logging.getLogger("whitebox.server")
 
@@ -80,6 +82,9 @@ class Handlers:
         except WhiteboxError as error:
             status = error.http_status
             raise
+        except asyncio.CancelledError:
+            status = _CLIENT_GONE
+            raise
         finally:
             self._metrics.record(model, status, time.perf_counter() - begin)
 
@@ -100,6 +105,9 @@ class Handlers:
             return response
         except WhiteboxError as error:
             status = error.http_status
+            raise
+        except asyncio.CancelledError:
+            status = _CLIENT_GONE
             raise
         finally:
             seconds = time.perf_counter() - begin
@@ -164,7 +172,7 @@ async def answer_failures(request: web.Request, handler: Handler) -> web.StreamR
         # "Not now" is an answer like any other; load balancers ask for it all the time.
         if error.http_status >= 500 and not isinstance(error, Overloaded):
             _log.error("%s %s: %s", request.method, request.path, error)
-        return _failure(error.http_status, str(error))
+        return _failure(error.http_status, str(error), _retry_after(error))
     except web.HTTPNotFound:
         return _failure(404, f"there is nothing at {request.path}; the API begins at /v2")
     except web.HTTPMethodNotAllowed as error:
@@ -206,6 +214,12 @@ def _json(value: Any, status: int = 200) -> web.Response:
     return web.Response(
         body=msgspec.json.encode(value), status=status, content_type="application/json"
     )
+
+
+def _retry_after(error: WhiteboxError) -> dict[str, str]:
+    if isinstance(error, Overloaded) and error.retry_after_s is not None:
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    return {}
 
 
 def _failure(status: int, text: str, headers: dict[str, str] | None = None) -> web.Response:

@@ -74,6 +74,11 @@ class _RuntimeCollector(Collector):
         )
         compiled.add_metric([], stats["kernels_compiled"])
         yield compiled
+        stalled = CounterMetricFamily(
+            "whitebox_stalled_batches", "Batches that ran many times as long as expected."
+        )
+        stalled.add_metric([], stats["stalled_batches"])
+        yield stalled
         yield GaugeMetricFamily(
             "whitebox_llvm_loaded",
             "1 when the LLVM code generator is in this process; serving needs none.",

@@ -101,7 +101,11 @@ def create_runner(app: web.Application) -> web.AppRunner:
     """The runner of `create_app`'s application: bodies arrive as they were sent."""
     # aiohttp would decompress by itself, but not within the limit on the whole body.
     return web.AppRunner(
-        app, access_log=None, auto_decompress=False, shutdown_timeout=_MAX_ABORT_SECONDS
+        app,
+        access_log=None,
+        auto_decompress=False,
+        handler_cancellation=True,  # when the client has gone
+        shutdown_timeout=_MAX_ABORT_SECONDS,
     )
 
 

@@ -15,6 +15,13 @@ def run(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The port; 0 picks a free one.")
     ] = 8000,
+    reserve: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SHARE",
+            help="A share of the cores that a model gets whenever it wants it; may be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Serve the registered models over HTTP.
 
@@ -26,9 +33,22 @@ def run(
     Examples:
       whitebox serve
       whitebox serve --host 0.0.0.0 --port 9000
+      whitebox serve --reserve resnet50=0.5
       curl localhost:8000/v2/models/resnet50
     """
     from whitebox.server.rest import serve
 
     with open_runtime(context) as runtime:
+        for each in reserve or ():
+            runtime.reserve(*_reservation(each))
         serve(runtime, host, port)
+
+
+def _reservation(text: str) -> tuple[str, float]:
+    name, _, share = text.rpartition("=")
+    try:
+        return name, float(share)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not NAME=SHARE, as in resnet50=0.5", param_hint="--reserve"
+        ) from None

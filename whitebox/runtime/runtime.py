@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from whitebox import config
 from whitebox.compiler.build import Progress
 from whitebox.compiler.structure import Structured
 from whitebox.compiler.target import host_target
-from whitebox.errors import InvalidName, Overloaded
+from whitebox.errors import InvalidInput, InvalidName, Overloaded
 from whitebox.registry import Registry
 from whitebox.registry.catalogue import Catalogue
 from whitebox.registry.records import ModelInfo, ModelRecord, Registration, validate_name
@@ -32,6 +32,7 @@ from whitebox.runtime.engine import Engine, Runnable
 from whitebox.runtime.native import llvm_loaded, use_threads
 from whitebox.runtime.params import ParameterStore
 from whitebox.runtime.prepare import NOTHING_BUILT, Preparer
+from whitebox.runtime.reply import Reply, Result
 from whitebox.runtime.served import ServedModel, default_shapes, given_shapes
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from whitebox.runtime.explain import Explanation
     from whitebox.runtime.overlap import Overlap
     from whitebox.runtime.tune import Tuned
-
-Result = TypeVar("Result")
 
 # Requests that may wait for a model or a shape to be loaded, which may mean to be compiled. More
 # are refused, so that a flood of new shapes cannot pile up work for hours.
@@ -145,7 +144,7 @@ class Runtime:
         values, shapes = model.check(feeds)
         wanted = model.check_outputs(outputs)
         work = model.ready(shapes, self.preparer, self.engine)
-        return _named(model, wanted, self.engine.run(work, values))
+        return _named(model, wanted, self.engine.run(work, values, model=model.name))
 
     def submit(
         self,
@@ -154,18 +153,25 @@ class Runtime:
         outputs: Sequence[str] | None = None,
         *,
         version: int | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
     ) -> Future[dict[str, np.ndarray]]:
         """As `predict`, queued. Feeds are checked at once and errors in them raised here.
 
-        Raises Overloaded when too many requests wait already.
+        Requests of a higher `priority` go first. Raises Overloaded when too many requests wait, or
+        when the answer is not foreseen within `timeout` seconds; `retry_after_s` then says when it
+        would be. To cancel the future withdraws a request that has not started.
         """
+        deadline = _deadline(timeout)
         model = self._serve(name, version)
         values, shapes = model.check(feeds)
         wanted = model.check_outputs(outputs)
         return self._queue(
             partial(model.find, shapes),
             partial(model.ready, shapes, self.preparer, self.engine),
-            values,
+            lambda work: self.engine.submit(
+                work, values, model=model.name, deadline=deadline, priority=priority
+            ),
             partial(_named, model, wanted),
         )
 
@@ -198,20 +204,30 @@ class Runtime:
         """
         asked = self._together(models, feeds, outputs)
         work = self.composer.ready(asked)
-        return asked.named(self.engine.run(work, asked.values))
+        return asked.named(self.engine.run(work, asked.values, model=asked.models[0].name))
 
     def submit_together(
         self,
         models: Sequence[str | tuple[str, int | None]],
         feeds: Mapping[str, Any],
         outputs: Sequence[str] | None = None,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
     ) -> Future[list[dict[str, np.ndarray]]]:
-        """As `predict_together`, queued as one request. Raises as `submit` does."""
+        """As `predict_together`, queued as one request, of the first model. Raises as `submit`."""
+        deadline = _deadline(timeout)
         asked = self._together(models, feeds, outputs)
         return self._queue(
             partial(self.composer.find, asked),
             partial(self.composer.ready, asked),
-            asked.values,
+            lambda work: self.engine.submit(
+                work,
+                asked.values,
+                model=asked.models[0].name,
+                deadline=deadline,
+                priority=priority,
+            ),
             asked.named,
         )
 
@@ -228,44 +244,46 @@ class Runtime:
         self,
         find: Callable[[], Runnable | None],
         ready: Callable[[], Runnable],
-        values: Sequence[Any],
+        submit: Callable[[Runnable], Future[list[Any]]],
         read: Callable[[list[Any]], Result],
     ) -> Future[Result]:
-        """Queue what `find` gives, or else what `ready` makes on a loader's thread.
+        """Submit what `find` gives, or else what `ready` makes on a loader's thread.
 
         The reply has what `read` makes of the results.
         """
-        reply: Future[Result] = Future()
-        reply.set_running_or_notify_cancel()
+        reply = Reply(read)
 
-        def finish(done: Future[list[Any]]) -> None:
-            error = done.exception()
-            if error is not None:
-                reply.set_exception(error)
-            else:
-                reply.set_result(read(done.result()))
-
-        def queue(work: Runnable) -> None:
-            self.engine.submit(work, values).add_done_callback(finish)
-
-        def load_and_queue() -> None:
+        def load_and_submit() -> None:
+            if reply.cancelled():
+                return
             try:
-                queue(ready())
+                reply.follow(submit(ready()))
             except BaseException as error:
-                reply.set_exception(error)
+                reply.fail(error)
 
         def loaded(task: Future[None]) -> None:
             self._loading.release()
             if task.cancelled():
-                reply.set_exception(Overloaded("the runtime is shutting down; ask another one"))
+                reply.fail(Overloaded("the runtime is shutting down; ask another one"))
 
         if find() is not None:
-            queue(ready())
+            reply.follow(submit(ready()))
         elif self._loading.acquire(blocking=False):
-            self._loaders.submit(load_and_queue).add_done_callback(loaded)
+            self._loaders.submit(load_and_submit).add_done_callback(loaded)
         else:
             raise Overloaded(f"{MAX_LOADING} requests wait for new shapes already; retry later")
         return reply
+
+    def reserve(self, name: str, share: float) -> None:
+        """Give a model at least this share of the cores whenever it has requests waiting.
+
+        Raises ModelNotFound, or InvalidInput when that is more than is left.
+        """
+        self.catalogue.record(name, None)
+        try:
+            self.engine.reserve(name, share)
+        except ValueError as error:
+            raise InvalidInput(str(error)) from None
 
     def models(self) -> list[ModelInfo]:
         """The newest version of every registered model, by name."""
@@ -382,6 +400,7 @@ class Runtime:
             "kernels_compiled": self.preparer.builder.compiled_total,
             "arena_bytes": self.engine.arena_bytes,
             "queued_requests": self.engine.queued,
+            "stalled_batches": self.engine.stalls,
             "llvm_loaded": llvm_loaded(),
         }
 
@@ -434,6 +453,15 @@ class Runtime:
 def registered_shapes(record: ModelRecord) -> dict[str, tuple[int, ...]] | None:
     """The shapes that a model was registered for; None when it has been left open."""
     return record.given_shapes or default_shapes(record.inputs)
+
+
+def _deadline(timeout: float | None) -> float | None:
+    """When the answer has to be there, on the engine's clock. Raises InvalidInput."""
+    if timeout is None:
+        return None
+    if not timeout > 0:
+        raise InvalidInput(f"a timeout of {timeout} s leaves no time; give more, or none at all")
+    return time.monotonic() + timeout
 
 
 def _named(model: ServedModel, wanted: list[int], values: list[Any]) -> dict[str, np.ndarray]:
