@@ -19,8 +19,8 @@ _DTYPES = frozenset(
 TEMPLATE_OPS = frozenset(
     """
     ConvTranspose whitebox.AveragePool whitebox.BatchMatMulBf16 whitebox.Conv whitebox.ConvBf16
-    whitebox.ConvInteger whitebox.DepthwiseConv whitebox.MatMul whitebox.MatMulBf16
-    whitebox.MatMulInteger whitebox.MatMulTransposed whitebox.MaxPool whitebox.WinogradConv
+    whitebox.ConvInteger whitebox.DepthwiseConv whitebox.MatMulBf16 whitebox.MatMulInteger
+    whitebox.MatMulTransposed whitebox.MaxPool whitebox.WinogradConv
     """.split()
 )
 
@@ -54,8 +54,8 @@ OPS = frozenset(
     Reshape Resize ReverseSequence Round ScatterElements ScatterND Selu Shrink Sigmoid Sign Sin
     Sinh Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh
     ThresholdedRelu Tile Transpose Trilu Unsqueeze Where Xor whitebox.Attention whitebox.Centre
-    whitebox.GRU whitebox.LSTM whitebox.NgramSum whitebox.Pack whitebox.RNN whitebox.Saturate
-    whitebox.TreeScan whitebox.TreeWalk whitebox.Unpack
+    whitebox.GRU whitebox.LSTM whitebox.MatMul whitebox.NgramSum whitebox.Pack whitebox.RNN
+    whitebox.Saturate whitebox.TreeScan whitebox.TreeWalk whitebox.Unpack
     """.split()
 )
 
@@ -175,7 +175,7 @@ def _inference_only(node: Node) -> str | None:
 
 
 _CHECKS: dict[str, Callable[[Node], str | None]] = {
-    **dict.fromkeys(TEMPLATE_OPS - INTEGER_OPS, _float32_only),
+    **dict.fromkeys((TEMPLATE_OPS - INTEGER_OPS) | {"whitebox.MatMul"}, _float32_only),
     **dict.fromkeys(("AveragePool", "MaxPool"), _pool),
     "Resize": _resize,
     "QuantizeLinear": _quantized,

@@ -42,10 +42,14 @@ def operators(graph: Graph) -> list[str]:
 
 
 def built(
-    body: Graph, target: Target, device: Any = None, transform: Transform = lambda module: module
+    body: Graph,
+    target: Target,
+    device: Any = None,
+    transform: Transform = lambda module: module,
+    variant: int = 0,
 ) -> Any:
     """The kernel of a body as for `target`, for TVM's `device` (default: the target's)."""
-    module = transform(lower(body, target, "main"))
+    module = transform(lower(body, target, "main", variant))
     return tvm.compile(module, device or tvm_target(target), tir_pipeline=register_pipeline())
 
 

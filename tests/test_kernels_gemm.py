@@ -1,4 +1,4 @@
-"""The matrix product, softmax and normalisation templates against numpy."""
+"""Products of two operands or of integers, softmax and normalisation templates against numpy."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pytest
 
 from whitebox.compiler.target import host_target
 from whitebox.kernels.cpu import vector_math
-from whitebox.kernels.cpu.gemm import BatchMatMul, Gemm, MatMul, pack_panels, pack_width
+from whitebox.kernels.cpu.gemm_batched import BatchMatMul, Gemm
 from whitebox.kernels.cpu.gemm_integer import IntegerMatMul, pack_integer_panels
-from whitebox.kernels.cpu.gemm_tiles import choose_mt
+from whitebox.kernels.cpu.gemm_tiles import choose_mt, choose_nt
 from whitebox.kernels.cpu.norm import Normalization
 from whitebox.kernels.cpu.scratch import register_pipeline
 from whitebox.kernels.cpu.softmax import Softmax
 
 tvm = pytest.importorskip("tvm")
-from tvm import s_tir, te, tirx  # noqa: E402
+from tvm import s_tir, te  # noqa: E402
 
 TARGET = host_target(2)
 LANES = TARGET.lanes
@@ -64,54 +64,6 @@ def each(tensor: Any, value: Callable[..., Any], name: str) -> Any:
 def close(actual: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> None:
     assert actual.shape == expected.shape
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance * 20)
-
-
-MATMULS = [
-    ((1, 64, 384), 384),
-    ((49, 33), 10),
-    ((2, 3, 49, 40), 70),
-    ((5, 7), 2),
-    ((3, 1, 5, 1), 1),
-    ((1, 40, 120), 6625),
-    ((300,), 50),
-    ((1, 2048), 1000),
-    ((197, 96), 96),
-    ((4, 1, 1, 24), 16),
-    ((9, 1024), 100),
-]
-
-
-@pytest.mark.parametrize("a_shape, n", MATMULS)
-def test_matmul_with_packed_weights_and_an_epilogue(a_shape: tuple[int, ...], n: int) -> None:
-    k = a_shape[-1]
-    nt = pack_width(math.prod(a_shape[:-1]), k, n, LANES)
-    template = MatMul.default(a_shape, n, nt, LANES, 2)
-    a, w, bias, residual = normal(*a_shape), normal(k, n), normal(n), normal(*template.shape)
-
-    def compute(a: Any, w: Any, bias: Any, residual: Any) -> Any:
-        y = template.compute(a, w)
-        biased = each(y, lambda *i: y(*i) + bias[i[-1]], "biased")
-        added = each(y, lambda *i: biased(*i) + residual(*i), "added")
-        return each(y, lambda *i: tirx.max(added(*i), tirx.const(0.0, "float32")), "relu")
-
-    out = run(template, [a, aligned(pack_panels(w, nt)), bias, residual], compute)
-    close(out, np.maximum(a @ w + bias + residual, 0))
-
-
-@pytest.mark.parametrize("moves_only", [True, False])
-def test_matmul_takes_producers_of_its_left_operand(moves_only: bool) -> None:
-    template = MatMul.default((2, 9, 40), 24, 16, LANES, 2)
-    a, w = normal(9, 2, 40), normal(40, 24)
-    factor = 1.0 if moves_only else 0.5
-
-    def compute(a: Any, w: Any) -> Any:
-        def moved(i: Any, j: Any, k: Any) -> Any:
-            return a(j, i, k) if moves_only else a(j, i, k) * 0.5
-
-        return template.compute(te.compute((2, 9, 40), moved, name="moved"), w)
-
-    out = run(template, [a, aligned(pack_panels(w, 16))], compute)
-    close(out, (a.swapaxes(0, 1) * np.float32(factor)) @ w)
 
 
 BATCHED = [
@@ -180,7 +132,7 @@ def test_integer_matmul(
     a_shape: tuple[int, ...], n: int, dtype: str, zeros: bool, group: int
 ) -> None:
     k = a_shape[-1]
-    nt = pack_width(1, k, n, LANES)
+    nt = choose_nt(n, LANES)
     template = IntegerMatMul.default(a_shape, n, nt, LANES, 2, group=group, signed=dtype == "int8")
     limits = np.iinfo(dtype)
     a = aligned(RNG.integers(limits.min, limits.max + 1, a_shape).astype(dtype))
@@ -194,13 +146,6 @@ def test_integer_matmul(
         operands += [a_zero, w_zero]
         expected = (a.astype(np.int32) - int(limits.max)) @ (w.astype(np.int32) - w_zero)
     np.testing.assert_array_equal(run(template, operands, template.compute), expected)
-
-
-def test_the_packing_does_not_depend_on_the_rows() -> None:
-    for n in (1, 2, 10, 49, 96, 1000, 6625, 18710):
-        widths = {pack_width(m, 384, n, LANES) for m in (1, 5, 49, 197, 4096)}
-        assert len(widths) == 1
-        assert widths.pop() % LANES == 0
 
 
 def test_tiles_fit_the_registers_and_avoid_cache_aliasing() -> None:

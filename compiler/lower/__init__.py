@@ -55,23 +55,33 @@ def lower(body: Graph, target: Target, name: str, variant: int = 0) -> tvm.IRMod
     NoSuchVariant beyond the last.
     """
     if is_free(body):
-        return _free(body, target, name, variant)
-    anchored = lower_anchored(body, target, name, emit, variant)
-    if anchored is not None:
-        return anchored
-    if variant:
+        if variant:
+            raise NoSuchVariant("kernels for free sizes have one schedule")
+        if not serves_free_sizes(body):
+            raise CompileError("a body with symbols holds an operator that only a template has")
+    else:
+        scheduled = lower_anchored(body, target, name, emit, variant)
+        if scheduled is not None:
+            return scheduled
+    anchor = anchor_of(body)
+    if variant and (anchor is None or anchor.op != "whitebox.MatMul"):
         raise NoSuchVariant("plain loop nests have one schedule")
-    return _nest(body, target, name)
+    if anchor is not None:
+        with contextlib.suppress(Apart):
+            return _nest(body, target, name, variant, anchor)
+    return _nest(body, target, name, variant)
 
 
-def _nest(body: Graph, target: Target, name: str, anchor: Node | None = None) -> tvm.IRModule:
+def _nest(
+    body: Graph, target: Target, name: str, variant: int = 0, anchor: Node | None = None
+) -> tvm.IRModule:
     """A kernel of plain loop nests: everything but the operators that have a template.
 
     An `anchor` hands its vectors to the rest of the body as they are made. Raises Apart when the
     rest does not take them so.
     """
     model = body.model
-    made = Body(target)
+    made = Body(target, variant)
     known: dict[Node, tuple[Value, ...]] = {}
     parameters, views = [], []
     for position, (_, node) in enumerate(model.inputs):
@@ -108,19 +118,6 @@ def is_free(body: Graph) -> bool:
     """Whether a body has sizes that are known only when its kernel runs."""
     arguments = [node for _, node in (*body.model.inputs, *body.model.outputs)]
     return not all(node.tensor.is_static for node in arguments)
-
-
-def _free(body: Graph, target: Target, name: str, variant: int) -> tvm.IRModule:
-    """A kernel for every value of a body's symbols; none where only a template would be fast."""
-    if variant:
-        raise NoSuchVariant("kernels for free sizes have one schedule")
-    if not serves_free_sizes(body):
-        raise CompileError("a body with symbols holds an operator that only a template makes fast")
-    anchor = anchor_of(body)
-    if anchor is not None:
-        with contextlib.suppress(Apart):
-            return _nest(body, target, name, anchor)
-    return _nest(body, target, name)
 
 
 def _parameter(type: TensorType, name: str) -> tuple[Array, Any, Any]:

@@ -1,4 +1,4 @@
-"""Float32 matrix products over sizes that are symbols: the tiled kernel of `gemm_free`.
+"""Float32 matrix products by the tiled kernel of `product`: with known weights, or of free sizes.
 
 What enters: a MatMul node in one of its forms, and the values of its operands. What leaves:
 statements that hand each vector of the product to `write`. Right-hand sides known only at run time
@@ -20,14 +20,16 @@ from whitebox.compiler.lower.value import (
     Value,
     const,
 )
-from whitebox.errors import CompileError
+from whitebox.errors import CompileError, NoSuchVariant
 from whitebox.ir.graph import Node
 from whitebox.ir.sizes import Extent
 from whitebox.ir.sizes import product as size_of
+from whitebox.kernels.cpu import blocking
 from whitebox.kernels.cpu.affine import Opaque, expression, flatten, unflatten
-from whitebox.kernels.cpu.gemm_free import FreeProduct, Panel, TileScope, Write
+from whitebox.kernels.cpu.blocking import Blocking
 from whitebox.kernels.cpu.gemm_tiles import choose_nt
 from whitebox.kernels.cpu.nest import Array
+from whitebox.kernels.cpu.product import Panel, Product, TileScope, Write
 
 # A number of columns for which every width of a panel fits as well as it ever does.
 _MANY = 1 << 12
@@ -52,8 +54,12 @@ def product(node: Node, args: Sequence[Value], body: Body, write: Write) -> None
     batch, m = (() if shared else shape[:-2]), size_of(lead)
     left = body.materialize(a)
     panel, panels = _panels(node, b, body, n, nt)
-    chunks = body.quotient(m, FreeProduct.chunk_rows(nt, body.lanes))
-    tiles = FreeProduct(batch, m, k, n, panels, chunks, nt, body.lanes, body.target.threads)
+    cut = _cut(body, size_of(batch), m, k, n, nt, packed)
+    groups = panels if cut.panels == 1 else body.quotient(panels, cut.panels)
+    chunks = body.quotient(m, cut.rows)
+    tiles = Product(
+        batch, m, k, n, panels, groups, chunks, nt, body.lanes, body.target.threads, cut
+    )
 
     def element(scope: Scope, outer: Axes, row: Index, at: Index) -> Any:
         if shared:
@@ -67,6 +73,20 @@ def product(node: Node, args: Sequence[Value], body: Body, write: Write) -> None
         return write(scope, scope.axes)
 
     body.statements.append(tiles.statements(element, panel, store))
+
+
+def _cut(
+    body: Body, batch: Extent, m: Extent, k: Extent, n: Extent, nt: int, packed: bool
+) -> Blocking:
+    """How the product is cut; only panels that lie one after the other are cut along K."""
+    lanes, threads = body.lanes, body.target.threads
+    best = blocking.choose(m, k, n, nt, batch=batch, lanes=lanes, threads=threads, deep=packed)
+    if not body.variant:
+        return best
+    others = tuple(blocking.alternatives(best, nt, lanes))
+    if body.variant > len(others):
+        raise NoSuchVariant(f"a product has {len(others) + 1} schedules")
+    return others[body.variant - 1]
 
 
 def _panels(node: Node, b: Value, body: Body, n: Extent, nt: int) -> tuple[Panel, Extent]:

@@ -19,7 +19,7 @@ from whitebox.kernels.cpu.conv_plain import PlainConv
 from whitebox.kernels.cpu.conv_transpose import PlainConvTranspose
 from whitebox.kernels.cpu.depthwise import DepthwiseConv2d
 from whitebox.kernels.cpu.dot_product import DotProduct
-from whitebox.kernels.cpu.gemm import BatchMatMul, Gemm, MatMul
+from whitebox.kernels.cpu.gemm_batched import BatchMatMul, Gemm
 from whitebox.kernels.cpu.gemm_bf16 import Bf16MatMul
 from whitebox.kernels.cpu.gemm_bf16_batched import Bf16BatchMatMul
 from whitebox.kernels.cpu.gemm_integer import IntegerMatMul
@@ -153,12 +153,6 @@ def _conv_transpose(node: Node, target: Target) -> Any:
         _dims(node, 0), _dims(node, 1), node.tensor.dims, strides, pads, dilations,
         node.attr("group", 1), lanes=target.lanes, threads=target.threads,
     )  # fmt: skip
-
-
-@_template("whitebox.MatMul")
-def _packed_matmul(node: Node, target: Target) -> Any:
-    n, nt = node.attr("n"), node.attr("nt")
-    return MatMul.default(_dims(node, 0), n, nt, target.lanes, target.threads)
 
 
 @_template("whitebox.MatMulBf16")

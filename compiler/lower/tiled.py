@@ -14,8 +14,8 @@ from whitebox.compiler.lower.products import product
 from whitebox.compiler.lower.value import Axes, Body, Scope, Value, emitter, from_array
 from whitebox.compiler.lower.windows import convolution, depthwise, max_pool, winograd
 from whitebox.ir.graph import Graph, Node
-from whitebox.kernels.cpu.gemm_free import TileScope, Write
 from whitebox.kernels.cpu.nest import Array
+from whitebox.kernels.cpu.product import TileScope, Write
 
 Tiled = Callable[[Node, Sequence[Value], Body, Write], None]
 

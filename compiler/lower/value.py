@@ -75,9 +75,13 @@ def emitter(*ops: str) -> Callable[[Emitter], Emitter]:
 
 @dataclass
 class Body:
-    """The kernel being made: its statements so far, and what it is made for."""
+    """The kernel being made: its statements so far, and what it is made for.
+
+    `variant` 0 is the schedule that the cost model likes best, others it likes less.
+    """
 
     target: Target
+    variant: int = 0
     statements: list[Any] = field(default_factory=list)
     allocations: list[Any] = field(default_factory=list)
     definitions: list[Any] = field(default_factory=list)

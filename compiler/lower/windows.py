@@ -18,8 +18,8 @@ from whitebox.ir.graph import Node
 from whitebox.ir.sizes import Extent, all_known, product
 from whitebox.kernels.cpu.affine import flatten, unflatten
 from whitebox.kernels.cpu.conv_tiling import Extents, Tile, choose_tile
-from whitebox.kernels.cpu.gemm_free import TileScope, Write
 from whitebox.kernels.cpu.nest import Array, loop_over, new_var, sequence
+from whitebox.kernels.cpu.product import TileScope, Write
 from whitebox.kernels.cpu.windows_free import FreeWindows, Taps, number, place, vector_at
 from whitebox.kernels.cpu.winograd_free import FreeWinograd
 from whitebox.kernels.cpu.winograd_transforms import IN

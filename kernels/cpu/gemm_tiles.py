@@ -83,7 +83,7 @@ def choose_nt(n: int, lanes: int) -> int:
 
     Four vectors a row need the fewest loads per multiply-add; narrower tiles cost a little more.
     """
-    widths = {4: 1.0, 3: 1.02, 2: 1.06, 1: 1.25} if lanes == 16 else {2: 1.0, 1: 1.25}
+    widths = {4: 1.0, 3: 1.02, 2: 1.06, 1: 1.25} if lanes == 16 else {3: 1.0, 2: 1.03, 1: 1.25}
     return min(
         (width * lanes for width in widths),
         key=lambda nt: (-(-n // nt) * nt * widths[nt // lanes], -nt),

@@ -23,8 +23,8 @@ from tvm import tirx
 from whitebox.ir.sizes import Extent, product
 from whitebox.kernels.cpu.affine import Index, Loop, expression
 from whitebox.kernels.cpu.conv_tiling import Tile
-from whitebox.kernels.cpu.gemm_free import TileScope, Write
 from whitebox.kernels.cpu.nest import Registers, loop_over, new_var, sequence, share, worth
+from whitebox.kernels.cpu.product import TileScope, Write
 from whitebox.kernels.cpu.windows_free import number, place, vector_at
 from whitebox.kernels.cpu.winograd_transforms import (
     IN,

@@ -17,7 +17,7 @@ from whitebox.passes.rules.transpose import permutation, transpose
 # Vectors a panel of a packed matrix may have, and the relative cost of a column in it: fewer of
 # them need more loads for each multiply-add. 32 registers hold accumulators for four, 16 for two.
 PANEL_COSTS = {16: {4: 1.0, 3: 1.02, 2: 1.06, 1: 1.25}}
-_NARROW_PANEL_COSTS = {2: 1.0, 1: 1.25}
+_NARROW_PANEL_COSTS = {3: 1.0, 2: 1.03, 1: 1.25}
 
 # Finite → finite, whatever the padding lanes hold.
 _SAFE_UNARY = (
