@@ -54,18 +54,18 @@ def lower(body: Graph, target: Target, name: str, variant: int = 0) -> tvm.IRMod
     Variants above 0 are other schedules of a template, in the order of its cost model. Raises
     NoSuchVariant beyond the last.
     """
-    if is_free(body):
-        if variant:
-            raise NoSuchVariant("kernels for free sizes have one schedule")
-        if not serves_free_sizes(body):
-            raise CompileError("a body with symbols holds an operator that only a template has")
-    else:
+    free = is_free(body)
+    if free and not serves_free_sizes(body):
+        raise CompileError("a body with symbols holds an operator that only a template makes fast")
+    if not free:
         scheduled = lower_anchored(body, target, name, emit, variant)
         if scheduled is not None:
             return scheduled
     anchor = anchor_of(body)
-    if variant and (anchor is None or anchor.op != "whitebox.MatMul"):
-        raise NoSuchVariant("plain loop nests have one schedule")
+    if anchor is not None and not free and anchor.op != "whitebox.MatMul":
+        anchor = None  # its template did not take it, nor does the kernel for free sizes
+    if variant and (free or anchor is None):
+        raise NoSuchVariant("loop nests and kernels for free sizes have one schedule")
     if anchor is not None:
         with contextlib.suppress(Apart):
             return _nest(body, target, name, variant, anchor)

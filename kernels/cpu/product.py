@@ -15,7 +15,7 @@ writes each tile out as soon as it is done.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,12 +34,10 @@ from whitebox.kernels.cpu.nest import (
     share,
     worth,
 )
+from whitebox.kernels.cpu.register_tile import LINE_BYTES, Sums, prefetch
 
 # Multiply-adds from which a parallel launch pays.
 _PARALLEL_WORK = 400_000
-_LINE_BYTES = 64
-# Arguments of the prefetch instruction: for reading, into the second level, data.
-_READ, _SECOND_LEVEL, _DATA = 0, 2, 1
 
 
 class TileScope(Scope):
@@ -186,14 +184,14 @@ class _Part:
         def tile(first: Any, rows: int, number: Any) -> Any:
             held = tirx.decl_buffer((rows * own.nt,), "float32", name="tile", scope="local")
             k, row = Loop(own.k, "k", fixed=True), new_var("i")
-            sums = _Sums(self.item, rows)
+            sums = Sums(rows, own.nt, own.lanes)
             zero = tirx.Broadcast(tirx.const(0, "float32"), own.lanes)
             write = self._write_row(self.start + first + row, at.expr * own.nt, held, row, own.nt)
             return sequence(
                 [
                     tirx.AllocBuffer(held),
                     *sums.start(lambda i, v: zero),
-                    loop_over(k.var, own.k, sums.add(self.start + first, at, [Index.of(k)])),
+                    loop_over(k.var, own.k, self._added(sums, rows, first, at, [Index.of(k)])),
                     *sums.store(held, lambda i, v: _const(i * own.nt + v * own.lanes)),
                     loop_over(row, rows, write),
                 ]
@@ -214,7 +212,7 @@ class _Part:
         def tile(first: Any, rows: int, number: Any) -> Any:
             k = Loop(depth // unroll, "k", fixed=True)
             from_block = Index.of(block) * depth + Index.of(k) * unroll
-            sums = _Sums(self.item, rows)
+            sums = Sums(rows, own.nt, own.lanes)
 
             def place(i: int, v: int) -> Any:
                 return (first + i) * self.item._width + (panel.var * own.nt + v * own.lanes)
@@ -225,7 +223,7 @@ class _Part:
             steps = [from_block + u for u in range(unroll)]
             body = [
                 *sums.start(load),
-                loop_over(k.var, extent, sums.add(self.start + first, at, steps)),
+                loop_over(k.var, extent, self._added(sums, rows, first, at, steps)),
                 *sums.store(strip, place),
             ]
             if number is not None:
@@ -235,13 +233,27 @@ class _Part:
 
         return tile
 
+    def _added(
+        self, sums: Sums, rows: int, first: Any, panel: Index, steps: Sequence[Index]
+    ) -> Any:
+        """Products at some positions along K, for the rows of a tile from `first` on."""
+        own, scope, statements = self.item.own, Scope(), []
+        for k in steps:
+            lefts = []
+            for i in range(rows):
+                row = Loop(own.m, "r", fixed=True)
+                row.bind(self.start + first + _const(i))
+                lefts.append(self.item.a(scope, self.item.batch, Index.of(row), k))
+            statements += sums.add(lefts, *self.item.b(self.item.batch, panel, k))
+        return sequence(statements)
+
     def _fetch(self, panel: Loop, block: Loop, number: Any) -> Any:
         """Have a tile's share of the next block on its way: it will be read tile after tile."""
         own, depth = self.item.own, self.item.own.blocking.depth
         assert depth is not None and isinstance(own.k, int)
         where = self.first + Index.of(panel)
         buffer, begin = self.item.b(self.item.batch, where, Index.of(block) * depth)
-        per_line = _LINE_BYTES // buffer.dtype.itemsize
+        per_line = LINE_BYTES // buffer.dtype.itemsize
         tiles = own.blocking.rows // own.blocking.mt
         share_of_tile = -(-depth * own.nt // (per_line * tiles))
         line = new_var("line")
@@ -253,19 +265,19 @@ class _Part:
         wrapped = tirx.Select(last, on, down)
         ahead = tirx.Select(panel.var == self.count - _const(1), wrapped, _const(own.k))
         offset = begin.expr + ahead * own.nt + (number * share_of_tile + line) * per_line
-        return loop_over(line, share_of_tile, _prefetch(tirx.BufferLoad(buffer, [offset])))
+        return loop_over(line, share_of_tile, prefetch(tirx.BufferLoad(buffer, [offset])))
 
     def _fetch_rows(self, panel: Loop, block: Loop, number: Any) -> Any:
         """Have A's rows of the next tile on their way, where a block of them is read first."""
         own, depth = self.item.own, self.item.own.blocking.depth
         assert depth is not None and isinstance(own.k, int)
-        line, scope = Loop(-(-depth * 4 // _LINE_BYTES), "line", fixed=True), Scope()
-        k = Index.of(block) * depth + Index.of(line) * (_LINE_BYTES // 4)
+        line, scope = Loop(-(-depth * 4 // LINE_BYTES), "line", fixed=True), Scope()
+        k = Index.of(block) * depth + Index.of(line) * (LINE_BYTES // 4)
         fetches = []
         for i in range(own.blocking.mt):
             row = Loop(own.m, "r", fixed=True)
             row.bind(self.start + (number + _const(1)) * own.blocking.mt + _const(i))
-            fetches.append(_prefetch(self.item.a(scope, self.item.batch, Index.of(row), k)))
+            fetches.append(prefetch(self.item.a(scope, self.item.batch, Index.of(row), k)))
         loop = loop_over(line.var, line.extent, sequence(fetches))
         return tirx.IfThenElse(panel.var == _const(0), loop, None)
 
@@ -294,68 +306,6 @@ class _Part:
             rest = tirx.truncmod(count, lanes)
             pieces.append(loop_over(one, rest, piece(count - rest + one, 1)))
         return sequence(pieces)
-
-
-class _Sums:
-    """The sums of a register tile of some rows, in registers."""
-
-    def __init__(self, item: _Item, rows: int) -> None:
-        own = item.own
-        self._item, self._rows = item, rows
-        self._buffer = tirx.decl_buffer((rows * own.nt,), "float32", name="sums", scope="local")
-        self._places = [(i, v) for i in range(rows) for v in range(own.nt // own.lanes)]
-
-    def _slot(self, i: int, v: int) -> Any:
-        own = self._item.own
-        return tirx.Ramp(i * own.nt + v * own.lanes, 1, own.lanes)
-
-    def start(self, initial: Callable[[int, int], Any]) -> list[Any]:
-        """The registers with their first values."""
-        stores = [
-            tirx.BufferStore(self._buffer, initial(i, v), [self._slot(i, v)])
-            for i, v in self._places
-        ]
-        return [tirx.AllocBuffer(self._buffer), *stores]
-
-    def add(self, first: Any, panel: Index, steps: list[Index]) -> Any:
-        """Products at some positions along K, added for each row from `first` on."""
-        own, scope = self._item.own, Scope()
-        statements = []
-        for k in steps:
-            buffer, begin = self._item.b(self._item.batch, panel, k)
-            lefts = []
-            for i in range(self._rows):
-                row = Loop(own.m, "r", fixed=True)
-                row.bind(first + _const(i))
-                lefts.append(self._item.a(scope, self._item.batch, Index.of(row), k))
-            for i, v in self._places:
-                place = tirx.Ramp((begin + v * own.lanes).expr, 1, own.lanes)
-                right = tirx.BufferLoad(buffer, [place])
-                if str(buffer.dtype) != "float32":
-                    right = tirx.Cast(f"float32x{own.lanes}", right)
-                total = tirx.BufferLoad(self._buffer, [self._slot(i, v)])
-                total = total + tirx.Broadcast(lefts[i], own.lanes) * right
-                statements.append(tirx.BufferStore(self._buffer, total, [self._slot(i, v)]))
-        return sequence(statements)
-
-    def store(self, target: Any, place: Callable[[int, int], Any]) -> list[Any]:
-        """The registers stored to a buffer."""
-        own = self._item.own
-        return [
-            tirx.BufferStore(
-                target,
-                tirx.BufferLoad(self._buffer, [self._slot(i, v)]),
-                [tirx.Ramp(place(i, v), 1, own.lanes)],
-            )
-            for i, v in self._places
-        ]
-
-
-def _prefetch(element: Any) -> Any:
-    """Ask for the cache line of an element, which need not exist."""
-    address = tirx.call_intrin("handle", "tirx.address_of", element)
-    hints = [_const(hint) for hint in (_READ, _SECOND_LEVEL, _DATA)]
-    return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, *hints))
 
 
 def _const(value: int) -> Any:
