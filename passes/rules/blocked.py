@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from whitebox.passes.rules.packing import known, pack, pad_to, unpack
 from whitebox.passes.rules.transpose import permutation, transpose
 
 # Vectors a panel of a packed matrix may have, and the relative cost of a column in it: fewer of
-# them need more loads for each multiply-add. 32 registers hold accumulators for four, 16 for two.
+# them need more loads for each multiply-add. 32 registers hold the sums of four, 16 of three.
 PANEL_COSTS = {16: {4: 1.0, 3: 1.02, 2: 1.06, 1: 1.25}}
 _NARROW_PANEL_COSTS = {3: 1.0, 2: 1.03, 1: 1.25}
 
@@ -60,9 +61,12 @@ def blocked_rules(lanes: int, winograd: bool) -> tuple[Rule, ...]:
     )
 
 
-def panel_width(columns: int, lanes: int) -> int:
-    """Columns of a panel of packed weights: whole vectors, and little padding for their cost."""
-    costs = PANEL_COSTS.get(lanes, _NARROW_PANEL_COSTS)
+def panel_width(columns: int, lanes: int, narrow: Mapping[int, float] = _NARROW_PANEL_COSTS) -> int:
+    """Columns of a panel of packed weights: whole vectors, and little padding for their cost.
+
+    `narrow` has the costs for 16 registers.
+    """
+    costs = PANEL_COSTS.get(lanes, narrow)
 
     def cost(vectors: int) -> float:
         width = vectors * lanes

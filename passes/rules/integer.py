@@ -12,6 +12,9 @@ from whitebox.passes.rules.algebra import reshape, scalar
 from whitebox.passes.rules.blocked import panel_width
 from whitebox.passes.rules.packing import pad_to
 
+# Of 16 registers, the sums of products of integers leave one for the products themselves.
+_NARROW_PANEL_COSTS = {2: 1.0, 1: 1.25}
+
 _INT8, _INT32 = ONNX_DTYPES.index("int8"), ONNX_DTYPES.index("int32")
 
 
@@ -42,7 +45,7 @@ def _matmul_integer(node: Node, lanes: int, group: int) -> Node | None:
     if w_zero is not None and scalar(w_zero) == 0.0:
         w_zero = None
     k, n = weight.tensor.dims
-    width = panel_width(n, lanes)
+    width = panel_width(n, lanes, _NARROW_PANEL_COSTS)
     panels, groups = -(-n // width), -(-k // group)
     padded = pad_to(weight, (groups * group, panels * width))
     split = reshape(padded, (groups, group, panels, width))
