@@ -17,14 +17,12 @@ from whitebox.ir.graph import Node, constant
 from whitebox.passes.rules.algebra import reshape
 from whitebox.passes.rules.forest import NEGATED, NO_NAN, Forest
 
-# From so many rows on, a tree takes them one after the other: its nodes stay in the cache.
-_MANY_ROWS = 16
-
-# Up to so many rows a scan has trees in the lanes of its vectors: so many beside each other.
+# Up to so many rows a scan has trees in the lanes of its vectors: so many beside each other. With
+# more, a tree takes them one after the other: its nodes stay in the cache.
 _FEW_ROWS, _TREES = 2, 16
 
 # How many nodes can be looked at while a walk takes a step, by the number of rows from which on.
-_NODES_A_STEP = {_MANY_ROWS: 40, _FEW_ROWS + 1: 16, 0: 4}
+_NODES_A_STEP = {16: 40, _FEW_ROWS + 1: 16, 0: 4}
 
 # ONNX's aggregate: how scores are combined, and what changes nothing.
 _COMBINE = {
@@ -54,7 +52,7 @@ def tree_scores(x: Node, forest: Forest, aggregate: str) -> Node | None:
         total = scan.scores(x, feature, forest, combine)
     else:
         leaves = _walk(x, feature, forest)
-        axis = constant(np.array([0 if rows >= _MANY_ROWS else 1], np.int64))
+        axis = constant(np.array([0 if rows > _FEW_ROWS else 1], np.int64))
         total = ops.node(f"Reduce{combine}", leaves, axis, keepdims=0)
         total = reshape(total, (rows, results))
     if aggregate == "AVERAGE":
@@ -75,11 +73,11 @@ def _tables(x: Node, used: list[int]) -> Node:
 
 
 def _walk(x: Node, feature: np.ndarray, forest: Forest) -> Node:
-    """The scores of each row's leaves: [trees, rows] where rows are many, else [rows, trees]."""
+    """The scores of each row's leaves: [trees, rows] where rows are several, else [rows, trees]."""
     links = np.stack([feature, forest.yes, forest.no], axis=1)
     position = ops.node(
         "whitebox.TreeWalk", x, *map(constant, (forest.roots, links, forest.threshold)),
-        depth=max(forest.depth, 1), rows_last=int(x.tensor.dims[0] >= _MANY_ROWS),
+        depth=max(forest.depth, 1), rows_last=int(x.tensor.dims[0] > _FEW_ROWS),
     )  # fmt: skip
     scores = forest.scores
     table = constant(scores[:, 0] if scores.shape[1] == 1 else scores)
