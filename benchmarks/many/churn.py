@@ -89,7 +89,7 @@ def churn(
                 return
             passing = f"passing-{name}"
             try:
-                engine.register(set.files[name], passing)
+                engine.register(set.files[name], passing, watched.requests[name][0])
                 watched.ask(name, watched.requests[name][0], passing)
                 engine.unregister(passing)
             except Exception as error:

@@ -109,12 +109,14 @@ class Whitebox:
         return list(self._runtime.predict(name, feeds).values())
 
     def ask_several(self, names: list[str], feeds: Feeds) -> list[Answer]:
-        return [self.ask(name, feeds) for name in names]
+        answers = self._runtime.predict_together(names, feeds)
+        return [list(answer.values()) for answer in answers]
 
-    def register(self, model: Path | bytes, name: str) -> tuple[float, int]:
-        """Seconds until the model is registered, and how many kernels were compiled for it."""
+    def register(self, model: Path | bytes, name: str, feeds: Feeds) -> tuple[float, int]:
+        """Seconds until a model for such requests is registered, and kernels compiled for it."""
+        shapes = {key: array.shape for key, array in feeds.items()}
         start = time.perf_counter()
-        done = self._runtime.register(model, name)
+        done = self._runtime.register(model, name, shapes=shapes)
         return time.perf_counter() - start, done.kernels_compiled
 
     def unregister(self, name: str) -> None:
@@ -143,7 +145,8 @@ class WhiteboxAlone(Whitebox):
             folder.mkdir(parents=True)
             (folder / "kernels").symlink_to(self._home / "kernels")
             runtime = self._runtimes[name] = Runtime(folder)
-            runtime.register(self._files[name], name)
+            shapes = {key: array.shape for key, array in feeds.items()}
+            runtime.register(self._files[name], name, shapes=shapes)
         return list(runtime.predict(name, feeds).values())
 
     def close(self) -> None:

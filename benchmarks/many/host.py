@@ -78,7 +78,10 @@ class Host:
 
     def register(self) -> list[tuple[float, int]]:
         """Register every model: seconds of each, and how many kernels were compiled for it."""
-        return [self._whitebox().register(file, name) for name, file in self.set.files.items()]
+        return [
+            self._whitebox().register(file, name, self.set.requests[name][0])
+            for name, file in self.set.files.items()
+        ]
 
     def register_variants(self, count: int) -> list[tuple[float, int]]:
         """As `register`, for so many variants of one small model."""

@@ -20,7 +20,7 @@ from benchmarks.agreement import LIMIT, QUANTIZED, worst_error
 from benchmarks.many import sets
 from benchmarks.many.engines import Answer
 from benchmarks.many.load import Timing
-from benchmarks.many.processes import Hosted
+from benchmarks.many.processes import Hosted, HostFailed
 from benchmarks.many.recipes import RECIPES
 from benchmarks.models import ModelUnavailable
 
@@ -227,21 +227,24 @@ class _Measured:
     def _servers(self) -> Iterator[Row]:
         self.tell("servers")
         with ExitStack() as stack:
-            engines, ready = {}, {}
+            engines: dict[str, Hosted] = {}
+            ready: dict[str, float] = {}
+            first: dict[str, dict[str, Answer]] = {}
             for name in SERVERS:
                 engine = stack.enter_context(Hosted(name))
                 try:
                     ready[name] = self._open(engine)
-                except Exception as error:  # it may not be installed; the others go on
+                    first[name] = engine.call("first_answers")[1]
+                except HostFailed as error:  # it may not be installed; the others go on
                     self.tell(f"{name}: skipped, {str(error).strip().splitlines()[-1]}")
                 else:
                     engines[name] = engine
             yield self._row("server ready", "s", ready)
-            first = {name: engine.call("first_answers")[1] for name, engine in engines.items()}
             yield self._differing(first)
             memory = {name: engine.call("memory_mb") for name, engine in engines.items()}
             yield self._row("memory of the server", "MB", memory)
-            yield from self._load(engines)
+            if engines:
+                yield from self._load(engines)
 
 
 def _in_turns(engines: Mapping[str, Hosted], method: str, *given: Any) -> dict[str, list[Any]]:

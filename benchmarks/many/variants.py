@@ -37,7 +37,10 @@ def register(engine: Whitebox, count: int) -> list[tuple[float, int]]:
         file = Path(folder) / "digits.onnx"
         _write(file)
         model = onnx.load(file)
-    return [engine.register(_variant(model, number), name(number)) for number in range(count)]
+    given = feeds()
+    return [
+        engine.register(_variant(model, number), name(number), given) for number in range(count)
+    ]
 
 
 def first_answers(engine: Engine, count: int, asked: int) -> list[float]:
