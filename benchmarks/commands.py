@@ -114,15 +114,16 @@ def many(
 
 def report(
     results: Results = None,
-    document: Annotated[Path, typer.Option(help="The file whose tables are made anew.")] = Path(
-        "docs/performance.md"
-    ),
+    documents: Annotated[
+        list[Path], typer.Option("--document", help="A file whose tables are made anew.")
+    ] = [Path("docs/performance.md"), Path("docs/many-models.md")],  # noqa: B006
 ) -> None:
-    """Write the tables of docs/performance.md from results: each between markers of its own."""
+    """Write the tables of documents from results: each between markers of its own."""
     from benchmarks.markdown import fill
 
-    document.write_text(fill(document.read_text(), _read(results)))
-    typer.echo(f"{document} has the tables of its marked places")
+    for document in documents:
+        document.write_text(fill(document.read_text(), _read(results)))
+        typer.echo(f"{document} has the tables of its marked places")
 
 
 def plot(

@@ -171,7 +171,7 @@ def _shapes(result: Result) -> list[str]:
 
 
 def _many(result: Result) -> list[str]:
-    return _rows(*cells(result["rows"]))
+    return [_machine({"many": result}), "", *_rows(*cells(result["rows"]))]
 
 
 _TABLES: Mapping[str, Callable[[Result], list[str]]] = {

@@ -255,8 +255,9 @@ def test_tables_are_made_anew_between_their_markers() -> None:
     assert fill(made, {"one": result}) == made
 
 
-def test_the_document_shows_the_results_that_are_kept() -> None:
-    text = Path("docs/performance.md").read_text()
+@pytest.mark.parametrize("document", ["performance", "many-models"])
+def test_the_document_shows_the_results_that_are_kept(document: str) -> None:
+    text = Path(f"docs/{document}.md").read_text()
     results = {f.stem: json.loads(f.read_text()) for f in Path("benchmarks/results").glob("*.json")}
     assert fill(text, results) == text, "run `python -m benchmarks report`"
 

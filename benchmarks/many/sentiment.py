@@ -36,7 +36,7 @@ def build(files: Sequence[Path]) -> list[Feeds]:
     for seed, file in enumerate(files):
         rows = np.random.default_rng(seed).choice(len(texts), 5000)
         # Scaled: the solver wants small numbers. The scale goes into the weights.
-        model = SGDClassifier("log_loss", alpha=1e-4, max_iter=5, tol=None, random_state=seed)
+        model = SGDClassifier("log_loss", alpha=1e-2, max_iter=5, tol=None, random_state=seed)
         model.fit(features[rows] * 0.1, ratings[rows] > 0)
         stored = {
             "weights": np.ascontiguousarray(model.coef_.T * 0.1, np.float32),
