@@ -75,6 +75,48 @@ def test_models_on_one_encoder_ride_one_batch(
     assert_as_alone(stage, [(works[0], item(i)) for i in range(6)])
 
 
+def test_a_crowd_of_requests_to_several_models_is_batched_and_answered_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whitebox.runtime.executable.LIGHT_BYTES", 0)
+    with Runtime(tmp_path) as runtime:
+        names = [f"head{number}" for number in range(3)]
+        for number, name in enumerate(names):
+            runtime.register(head(number), name)
+        feeds = [{"x": item(number)[0]} for number in range(20)]
+        expected = {
+            (name, i): runtime.predict(name, feed)["y"]
+            for name in names
+            for i, feed in enumerate(feeds)
+        }
+        rounds = 0
+        while not runtime.stats()["batched_requests"] and rounds < 20:
+            rounds += 1
+            lane = runtime.engine.enter()  # what comes meanwhile has to wait
+            replies = {
+                (name, i): runtime.submit(name, feed)
+                for i, feed in enumerate(feeds)
+                for name in names
+            }
+            runtime.engine.leave(lane)
+            for key, reply in replies.items():
+                np.testing.assert_array_equal(reply.result(60)["y"], expected[key])
+            runtime.preparer.background.wait(600)
+        assert runtime.stats()["batched_requests"] > 1
+
+
+def test_light_models_take_one_turn_together(runtime: Runtime) -> None:
+    runtime.register(head(50), "light")
+    before = runtime.stats()["batched_requests"]
+    alone = [runtime.predict("light", {"x": item(i)[0]})["y"] for i in range(200)]
+    lane = runtime.engine.enter()
+    replies = [runtime.submit("light", {"x": item(i)[0]}) for i in range(200)]
+    runtime.engine.leave(lane)
+    for reply, value in zip(replies, alone, strict=True):
+        np.testing.assert_array_equal(reply.result(60)["y"], value)
+    assert runtime.stats()["batched_requests"] > before
+
+
 def test_a_bad_item_spoils_no_other_answer(runtime: Runtime) -> None:
     runtime.register(head(20), "bad")
     work = crowd(runtime, "bad")

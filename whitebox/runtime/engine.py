@@ -120,6 +120,7 @@ class Engine:
         self._ended = threading.Condition(self._lock)  # told of each end once it is closed
         self._waiting = threading.Event()  # set while anything waits
         self._watcher: threading.Thread | None = None
+        self.batched = 0  # requests so far that shared a batch
         self.stalls = 0  # batches so far that took many times as long as expected
 
     def run(self, work: Runnable, inputs: Sequence[Any], *, model: str = "") -> Outputs:
@@ -216,6 +217,7 @@ class Engine:
     def _begin(self, batch: Batch) -> None:
         lane = heapq.heappop(self._free)
         lane.batch = batch
+        self.batched += len(batch.requests) if len(batch.requests) > 1 else 0
         first = batch.requests[0]
         if isinstance(first, _Caller):
             first.given.put(lane)

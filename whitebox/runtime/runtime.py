@@ -166,12 +166,19 @@ class Runtime:
         model = self._serve(name, version)
         values, shapes = model.check(feeds)
         wanted = model.check_outputs(outputs)
+
+        def start(work: Runnable) -> Future[list[Any]]:
+            answer = self.engine.submit(
+                work, values, model=model.name, deadline=deadline, priority=priority
+            )
+            if self.engine.queued:
+                self.batcher.waited(model, shapes, work)
+            return answer
+
         return self._queue(
             partial(model.find, shapes),
             partial(model.ready, shapes, self.preparer, self.engine),
-            lambda work: self.engine.submit(
-                work, values, model=model.name, deadline=deadline, priority=priority
-            ),
+            start,
             partial(_named, model, wanted),
         )
 
@@ -400,6 +407,7 @@ class Runtime:
             "kernels_compiled": self.preparer.builder.compiled_total,
             "arena_bytes": self.engine.arena_bytes,
             "queued_requests": self.engine.queued,
+            "batched_requests": self.engine.batched,
             "stalled_batches": self.engine.stalls,
             "llvm_loaded": llvm_loaded(),
         }
