@@ -22,7 +22,7 @@ BATCHES = (1, 8, 32)
 # Of each kind one or two: convolutions, transformers, a multilayer perceptron, trees.
 USUAL = ("resnet50", "mobilenet-v2", "minilm-int8", "distilbert", "sk-mlp", "lightgbm-100")
 # Batches take long, so that a few turns each have to do.
-ROUNDS = 4
+ROUNDS = 3
 
 
 @dataclass

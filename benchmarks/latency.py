@@ -158,15 +158,23 @@ def _reference(file: Path, feeds: Feeds, threads: int) -> list[np.ndarray] | Non
 
 
 def take_turns(runs: dict[str, Run], settings: Settings) -> Iterator[tuple[str, list[float]]]:
-    """Time the engines in rounds; each burst begins after a pause and a few untimed runs."""
+    """Time the engines in rounds; each burst begins after a pause and a few untimed runs.
+
+    A run that is longer than a burst is warm by itself: it is timed alone from its second turn on.
+    """
     if not runs:
         return
     burst_s = settings.seconds / (settings.rounds * len(runs))
+    long: set[str] = set()
     for _ in range(settings.rounds):
         for name, run in runs.items():
             time.sleep(_PAUSE_S)
-            _warm_up(run, burst_s)
-            yield name, _burst(run, burst_s)
+            if name not in long:
+                _warm_up(run, burst_s)
+            times = _burst(run, burst_s)
+            if times[0] > burst_s * 1e3:
+                long.add(name)
+            yield name, times
 
 
 def _warm_up(run: Run, seconds: float) -> None:

@@ -63,25 +63,27 @@ OPS = frozenset(
 # Those that have a kernel for free sizes as well, in float32.
 _FREE_OPS = frozenset(
     """
-    whitebox.Conv whitebox.DepthwiseConv whitebox.MatMul whitebox.MatMulTransposed
-    whitebox.MaxPool whitebox.WinogradConv
+    whitebox.AveragePool whitebox.Conv whitebox.DepthwiseConv whitebox.MatMul
+    whitebox.MatMulTransposed whitebox.MaxPool whitebox.WinogradConv
     """.split()
 )
 # Fast through a template only, which is made for numbers.
-_FIXED_OPS = (TEMPLATE_OPS - _FREE_OPS) | frozenset(
-    "AveragePool Conv Gemm MaxPool whitebox.GRU whitebox.LSTM whitebox.RNN".split()
-)
+_FIXED_OPS = (TEMPLATE_OPS - _FREE_OPS) | frozenset("AveragePool Conv Gemm MaxPool".split())
+# Over a free number of steps only: rows of the batch are held in registers.
+_RECURRENT_OPS = frozenset("whitebox.GRU whitebox.LSTM whitebox.RNN".split())
 
 
 def serves_free_sizes(body: Graph) -> bool:
     """Whether a body can have one kernel for every value of its symbols."""
-    return not any(
-        node.op in _FIXED_OPS or (node.op in _FREE_OPS and _narrow(node)) for node in body.nodes
-    )
+    return all(map(_serves_free_sizes, body.nodes))
 
 
-def _narrow(node: Node) -> bool:
-    return any(source is not None and source.tensor.dtype != "float32" for source in node.inputs)
+def _serves_free_sizes(node: Node) -> bool:
+    if node.op in _RECURRENT_OPS:
+        return all(isinstance(dim, int) for dim in (node.tensor.shape or (None,))[1:])
+    if node.op in _FREE_OPS:
+        return all(s is None or s.tensor.dtype == "float32" for s in node.inputs)
+    return node.op not in _FIXED_OPS
 
 
 def lowerable(node: Node) -> str | None:

@@ -19,7 +19,7 @@ from whitebox.compiler.families import Family, generalizations, is_instance, pro
 from whitebox.compiler.lower import lower
 from whitebox.compiler.target import Target
 from whitebox.ir import ops
-from whitebox.ir.graph import Graph, constant
+from whitebox.ir.graph import Graph, constant, output
 from whitebox.ir.onnx_schema import evaluate_graph
 from whitebox.ir.sizes import Extent, Size, at_least, exact_quotient
 from whitebox.ir.types import TensorType
@@ -218,6 +218,38 @@ def _max_pool(n: int, m: int) -> Graph:
     return body_of([x], ops.make("whitebox.MaxPool", (x,), attrs))
 
 
+def _average_pool(n: int, m: int, **attrs: Any) -> Graph:
+    x = placeholder(0, 2, 2, n, m, TARGET.lanes)
+    attrs = {**_WINDOW, "strides": (2, 1), "ceil_mode": 1, **attrs}
+    return body_of([x], ops.node("Relu", ops.make("whitebox.AveragePool", (x,), attrs)))
+
+
+def _average_with_border(n: int, m: int) -> Graph:
+    return _average_pool(n, m, count_include_pad=1, pads=(1, 0, 1, 2))
+
+
+def _recurrent(op: str, steps: int, **attrs: Any) -> Graph:
+    gates, directions, hidden, c = {"GRU": 3, "LSTM": 4}[op], 2, 20, TARGET.lanes
+    panels = -(-hidden // c)
+    share = placeholder(0, steps, 3, directions, gates, panels * c)
+    weights = placeholder(1, directions, panels, gates, hidden, c)
+    layer = ops.node(
+        f"whitebox.{op}", share, weights, outputs=2, hidden_size=hidden,
+        direction="bidirectional", **attrs,
+    )  # fmt: skip
+    return body_of([share, weights], output(layer, 0), output(layer, 1))
+
+
+def _gru(n: int, m: int) -> Graph:
+    del m
+    return _recurrent("GRU", n, linear_before_reset=0)
+
+
+def _lstm(n: int, m: int) -> Graph:
+    del m
+    return _recurrent("LSTM", n)
+
+
 def _winograd(n: int, m: int) -> Graph:
     c = TARGET.lanes
     x, w = placeholder(0, 2, 2, n, m, c), placeholder(1, 3, 6, 6, 2, c, c)
@@ -236,7 +268,8 @@ BODIES: dict[str, Callable[[int, int], Graph]] = {
     for make in (
         _linear, _rows, _scores, _mixed, _odd_columns, _softmax, _columns, _norm, _instance_norm,
         _reductions, _over_rows, _position, _transposed, _views, _joined, _cut, _padded, _looked_up,
-        _spread, _conv, _image_conv, _pointwise, _depthwise, _max_pool, _winograd, _enlarged,
+        _spread, _conv, _image_conv, _pointwise, _depthwise, _max_pool, _average_pool,
+        _average_with_border, _gru, _lstm, _winograd, _enlarged,
     )
 }  # fmt: skip
 SIZES = ((1, 1), (1, 7), (2, 1), (3, 13), (5, 16), (2, 33), (17, 50))

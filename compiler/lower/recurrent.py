@@ -1,21 +1,27 @@
 """Recurrent layers whose input products are made: whitebox.GRU, whitebox.LSTM, whitebox.RNN.
 
-What enters: nodes in float32, and the values of their inputs. What leaves: the layer's results,
-held in arrays: the states of all steps, the last state, and the last cell of an LSTM.
+What enters: nodes in float32, and the values of their inputs; the number of steps may be a symbol.
+What leaves: the layer's results, held in arrays: the states of all steps, the last state, and the
+last cell of an LSTM.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tvm import tirx
+
 from whitebox.compiler.lower.value import Body, Index, Value, const, emitter, from_array
 from whitebox.ir.graph import Node
+from whitebox.ir.sizes import Extent, all_known
 from whitebox.kernels.cpu import recurrent
+from whitebox.kernels.cpu.affine import Opaque, expression
 from whitebox.kernels.cpu.nest import Array
 
 
 def _layer(node: Node, body: Body) -> recurrent.Layer:
-    steps, directions, batch, hidden = node.tensor.dims
+    steps, *rest = node.tensor.extents
+    directions, batch, hidden = all_known(rest)
     return recurrent.Layer(
         kind=node.op.removeprefix("whitebox."),
         steps=steps,
@@ -36,6 +42,14 @@ def _initial(body: Body, array: Array, start: Value | None) -> None:
     body.store([(Array(shape, array.buffer), start or zero)])
 
 
+def _last_state(steps: Extent) -> Index:
+    """Which of the two states the last step leaves."""
+    if isinstance(steps, int):
+        return Index({}, steps % 2)
+    turn = tirx.truncmod(expression(steps), const(2, "int32"))
+    return Index.of(Opaque(turn, 0, 1, frozenset()))
+
+
 @emitter("whitebox.GRU", "whitebox.LSTM", "whitebox.RNN")
 def _recurrent(node: Node, args: Sequence[Value], body: Body) -> tuple[Value, ...]:
     share, weights, *rest = args
@@ -45,7 +59,7 @@ def _recurrent(node: Node, args: Sequence[Value], body: Body) -> tuple[Value, ..
     states, cells = body.array((2, *shape), "float32"), body.array(shape, "float32")
     _initial(body, states, state)
     _initial(body, cells, cell)
-    result = body.array(node.tensor.dims, "float32")
+    result = body.array(node.tensor.extents, "float32")
     body.statements += layer.statements(
         recurrent.Buffers(
             share=body.buffer(share),
@@ -58,7 +72,7 @@ def _recurrent(node: Node, args: Sequence[Value], body: Body) -> tuple[Value, ..
             reset_state=body.array(shape, "float32").buffer,
         )
     )
-    last = Index({}, layer.steps % 2)
+    last = _last_state(layer.steps)
     finals = (*shape[:-1], layer.hidden)
     return (
         from_array(result, "float32"),

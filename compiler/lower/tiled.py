@@ -12,7 +12,7 @@ from typing import Any
 
 from whitebox.compiler.lower.products import product
 from whitebox.compiler.lower.value import Axes, Body, Scope, Value, emitter, from_array
-from whitebox.compiler.lower.windows import convolution, depthwise, max_pool, winograd
+from whitebox.compiler.lower.windows import average_pool, convolution, depthwise, max_pool, winograd
 from whitebox.ir.graph import Graph, Node
 from whitebox.kernels.cpu.nest import Array
 from whitebox.kernels.cpu.product import TileScope, Write
@@ -21,6 +21,7 @@ Tiled = Callable[[Node, Sequence[Value], Body, Write], None]
 
 TILED: dict[str, Tiled] = {
     "MatMul": product,
+    "whitebox.AveragePool": average_pool,
     "whitebox.Conv": convolution,
     "whitebox.DepthwiseConv": depthwise,
     "whitebox.MatMul": product,

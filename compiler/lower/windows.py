@@ -16,7 +16,7 @@ from whitebox.compiler.lower.templates import window
 from whitebox.compiler.lower.value import Axes, Body, Value
 from whitebox.ir.graph import Node
 from whitebox.ir.sizes import Extent, all_known, product
-from whitebox.kernels.cpu.affine import flatten, unflatten
+from whitebox.kernels.cpu.affine import expression, flatten, unflatten
 from whitebox.kernels.cpu.conv_tiling import Extents, Tile, choose_tile
 from whitebox.kernels.cpu.nest import Array, loop_over, new_var, sequence
 from whitebox.kernels.cpu.product import TileScope, Write
@@ -173,6 +173,50 @@ def max_pool(node: Node, args: Sequence[Value], body: Body, write: Write) -> Non
         return statements
 
     body.statements.append(windows.statements(add_taps, write))
+
+
+def average_pool(node: Node, args: Sequence[Value], body: Body, write: Write) -> None:
+    """Add the statements of a whitebox.AveragePool to the body."""
+    data, lanes = _array(args[0], body), body.lanes
+    kernel = node.attr("kernel_shape")
+    windows = _windows(node, data, (kernel[0], kernel[1]), body, 0.0)
+    pads = window(node, 2)[1]
+    padded = bool(node.attr("count_include_pad", 0))
+
+    def add_taps(sums: Any, o: Any, group: Any, kh: Any, kw: Any, taps: Taps) -> list[Any]:
+        zero = tirx.Broadcast(tirx.const(0, "float32"), lanes)
+        return [
+            _add(sums, t, lanes, _column(data, o, t, taps, lanes, zero))
+            for t in range(len(taps.columns))
+        ]
+
+    def divide(scope: TileScope, axes: Axes) -> list[Any]:
+        counts = [
+            _counted(windows, axis, axes[2 + axis].expr, pads[2 + axis] if padded else None)
+            for axis in (0, 1)
+        ]
+        scope.value = scope.value / tirx.Cast("float32", counts[0] * counts[1])
+        return write(scope, axes)
+
+    body.statements.append(windows.statements(add_taps, divide))
+
+
+def _counted(windows: FreeWindows, axis: int, at: Any, end: int | None) -> Any:
+    """How many taps of the window at `at` an average counts: those inside of the data, and of its
+    border, `end` wide at its end, unless that is None."""
+    begin, stride, dilation = (
+        of[axis] for of in (windows.pads, windows.strides, windows.dilations)
+    )
+    low, high = (0, 0) if end is None else (-begin, end)
+    limit = expression(windows.size[axis]) + number(high)
+    start = at * number(stride) - number(begin)
+
+    def taps_before(bound: Any) -> Any:
+        """Taps that lie before a position."""
+        span = tirx.max(bound - start, number(0)) + number(dilation - 1)
+        return tirx.min(tirx.truncdiv(span, number(dilation)), number(windows.kernel[axis]))
+
+    return tirx.max(taps_before(limit) - taps_before(number(low)), number(1))
 
 
 def _windows(

@@ -21,7 +21,9 @@ from typing import Any
 
 from tvm import tirx
 
+from whitebox.ir.sizes import Extent
 from whitebox.kernels.cpu import vector_math
+from whitebox.kernels.cpu.affine import expression
 from whitebox.kernels.cpu.nest import loop_over, new_var, sequence
 
 GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
@@ -56,13 +58,13 @@ class Buffers:
 
 @dataclass(frozen=True)
 class Layer:
-    """Sizes of a layer, and which way it runs.
+    """Sizes of a layer, and which way it runs; how many steps may be known only then.
 
     `reset_after` says that a GRU's reset gate is applied to the product, not to the state.
     """
 
     kind: str
-    steps: int
+    steps: Extent
     batch: int
     hidden: int
     directions: int
@@ -237,7 +239,7 @@ class _Tile:
     def _real_time(self) -> Any:
         """The step of the input that belongs to step `time` in this direction."""
         layer, time = self.step.layer, self.step.time
-        reverse = tirx.const(layer.steps - 1, "int32") - time
+        reverse = expression(layer.steps - 1) - time
         if layer.directions == 2:
             return tirx.Select(self.direction == 1, reverse, time)
         return reverse if layer.backwards else time
