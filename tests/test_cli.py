@@ -274,6 +274,11 @@ def test_a_port_in_use(cli: Cli) -> None:
         assert_fails(cli("serve", "--port", port), 1, str(port), "in use")
 
 
+def test_a_reservation_that_cannot_be(cli: Cli) -> None:
+    assert_fails(cli("serve", "--reserve", "absent=0.5"), 66, "absent")
+    assert_fails(cli("serve", "--reserve", "absent"), 2, "--reserve", "NAME=SHARE")
+
+
 # --- hostile files ---
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from bisect import insort
+from math import inf
 
 import pytest
 from hypothesis import given, settings
@@ -10,8 +12,10 @@ from hypothesis import strategies as st
 
 from tests.simulation import Kernel, Known, Ran, simulate
 from whitebox.errors import Overloaded
+from whitebox.runtime.latency import LatencyModel
 from whitebox.runtime.request import Batch, Request
 from whitebox.runtime.scheduler import Scheduler
+from whitebox.runtime.timeline import Promise, Timeline
 
 ROUNDING_S = 1e-5
 
@@ -102,16 +106,17 @@ def traffic(draw: st.DrawFn, kernels: list[Kernel] = KERNELS) -> list[tuple[floa
 
 
 def check(ran: Ran, cores: int) -> None:
-    """Everything is answered once, within the cores, and deadlines that were accepted are kept."""
+    """All of `check_answers`, and batches are of one stage, small enough and within the cores."""
     for batch, _ in ran.batches:
-        assert len({(each.stage) for each in batch.requests}) == 1
+        assert len({each.stage for each in batch.requests}) == 1
         assert batch.items <= batch.requests[0].max_batch or len(batch.requests) == 1
         beside = [b.cores for b, e in ran.batches if b.started <= batch.started < e]
         assert sum(beside) <= cores
-    check_fates(ran)
+    check_answers(ran)
 
 
-def check_fates(ran: Ran) -> None:
+def check_answers(ran: Ran) -> None:
+    """Everything is answered once, and the deadlines that were accepted are kept."""
     for request in ran.arrived:
         fates = (request in ran.ended, request in ran.refused, request in ran.withdrawn)
         assert sum(fates) == 1
@@ -217,9 +222,8 @@ def test_a_flood_of_one_model_holds_up_another_for_one_request() -> None:
 
 
 def test_requests_of_one_model_start_in_order_of_arrival() -> None:
-    kernel = Kernel(0.01)
-    random.seed(0)
-    arrivals = [(random.random(), kernel.request(random.choice("abc"))) for _ in range(300)]
+    kernel, chance = Kernel(0.01), random.Random(0)
+    arrivals = [(chance.random(), kernel.request(chance.choice("abc"))) for _ in range(300)]
     arrivals.sort(key=lambda pair: pair[0])
     ran = simulate(exact(2), arrivals)
     for model in "abc":
@@ -255,11 +259,12 @@ def test_a_higher_priority_comes_first_but_not_for_ever() -> None:
 
 def test_deadlines_keep_nobody_waiting_for_ever() -> None:
     """A model whose requests have deadlines takes all it can get; another has none."""
+    chance = random.Random(0)
     kernel = Kernel(0.01)
     arrivals = []
     for n in range(4000):
         now = 0.002 * n
-        arrivals.append((now, kernel.request("strict", deadline=now + random.uniform(0.02, 0.3))))
+        arrivals.append((now, kernel.request("strict", deadline=now + chance.uniform(0.02, 0.3))))
         if n % 50 == 0:
             arrivals.append((now, kernel.request("patient")))
     ran = simulate(exact(), arrivals)
@@ -313,6 +318,21 @@ def test_a_batch_breaks_no_promise() -> None:
     assert batch.requests == [strict]
 
 
+def test_deadlines_that_only_a_batch_keeps_are_accepted() -> None:
+    kernel = Kernel(0.01, 0.001, max_batch=8)
+    scheduler = exact()
+    running = at_once(scheduler, kernel.request())
+    waiting = [kernel.request(str(n), deadline=0.035) for n in range(8)]
+    for each in waiting:
+        scheduler.add(each, 0)
+    with pytest.raises(Overloaded):
+        scheduler.add(kernel.request(deadline=0.03), 0)
+    assert scheduler.withdraw(waiting[0])
+    scheduler.done(running, 0.011)
+    (batch,) = started(scheduler, 0.011)
+    assert set(batch.requests) == set(waiting[1:])
+
+
 def test_free_cores_share_what_waits() -> None:
     kernel = Kernel(0.01, 0.01, max_batch=16)
     scheduler = exact(2)
@@ -321,6 +341,76 @@ def test_free_cores_share_what_waits() -> None:
         scheduler.add(kernel.request(), 0)
     scheduler.done(running, 1)
     assert [(batch.items, batch.cores) for batch in started(scheduler, 1)] == [(4, 1), (4, 1)]
+
+
+# What it builds on
+
+
+def test_latencies_are_learnt() -> None:
+    model, stage = LatencyModel(), Kernel(1.0)
+    assert model.bound(stage, 1, 1) is None and model.work(stage, 1) is None
+    for seconds in (0.5, 0.1, 0.12):  # the first run is slow
+        model.learn(stage, 1, 2, seconds)
+    assert model.bound(stage, 1, 2) == 0.1
+    assert model.bound(stage, 1, 1) == model.work(stage, 1) == 0.2
+    assert model.bound(stage, 1, 4) == 0.1 and model.bound(stage, 3, 2) == pytest.approx(0.3)
+    for _ in range(3):
+        model.learn(stage, 5, 2, 0.3)
+    assert model.bound(stage, 3, 2) == pytest.approx(0.2)
+    assert model.work(stage, 10) == pytest.approx(2 * 0.06 * 10)
+    model.learn(stage, 1, 2, 100.0)  # a hiccup
+    assert 0.1 < (model.bound(stage, 1, 2) or 0) < 0.3
+    for _ in range(50):
+        model.learn(stage, 1, 2, 0.4)  # a change
+    assert model.bound(stage, 1, 2) == pytest.approx(0.4, rel=0.1)
+    known = len(model._curves)
+    del stage
+    assert len(model._curves) == known - 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_timeline_is_a_list_with_sums(seed: int) -> None:
+    chance = random.Random(seed)
+    timeline, plain = Timeline(), []
+
+    def late(start: float, plan: list[Promise]) -> list[float]:
+        found = []
+        for promise in plan:
+            found.append(start - promise.latest)
+            start += promise.work
+        return found
+
+    for _ in range(600):
+        start = float(chance.randrange(100))
+        made = Promise([], chance.randrange(50), chance.randrange(1000), chance.randrange(9), 1)
+        action = chance.random()
+        if action < 0.7 or not plain:
+            timeline.insert(made)
+            insort(plain, made)
+        elif action < 0.75:
+            made.deadline = plain[0].deadline
+            timeline.insert_first(made)
+            plain.insert(0, made)
+        elif action < 0.8:
+            place = chance.randrange(len(plain))
+            made.deadline = plain[place].deadline
+            timeline.insert_after(plain[place], made)
+            plain.insert(place + 1, made)
+        else:
+            place = chance.randrange(len(plain))
+            made.deadline = plain[place].deadline
+            instead = [*plain[:place], *([made] if action < 0.9 else []), *plain[place + 1 :]]
+            other = made if action < 0.9 else None
+            expected = max(late(start, instead), default=-inf)
+            assert timeline.lateness(start, {plain[place]: other}) == expected
+            timeline.replace(plain[place], other)
+            plain = instead
+        found = late(start, plain)
+        assert timeline.lateness(start) == max(found, default=-inf)
+        assert [promise for promise, _ in timeline.late(start)] == [
+            promise for promise, by in zip(plain, found, strict=True) if by > 0
+        ]
+        assert not plain or timeline.first() is plain[0]
 
 
 # At length
@@ -340,6 +430,6 @@ def test_a_hundred_thousand_requests() -> None:
             arrivals[-1][1].deadline = now + chance.choice([0.005, 0.02, 0.1])
     leaving = [(when + 0.01, each) for when, each in chance.sample(arrivals, 5000)]
     ran = simulate(exact(2, 100_000), arrivals, leaving, frozenset(range(0, 100_000, 997)))
-    check_fates(ran)
+    check_answers(ran)
     assert len(ran.ended) > 80_000 and ran.refused and ran.withdrawn
     assert max(ran.wait(request) for request in ran.started) < 20
