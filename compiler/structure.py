@@ -1,26 +1,21 @@
 """structure: a graph with its weights taken out.
 
-Two models of one architecture have the same structure: equal graphs once each large constant is
-replaced by a numbered placeholder. Passes, plans and kernels are made for the structure, so the
-second model of an architecture runs no pass and compiles nothing. Scalars, small integer tensors
-(shapes, axes) and ranges (positions, classes) stay: passes decide by their values.
+Two models of one architecture have the same structure: equal graphs once each weight
+(`whitebox.ir.weights`) is replaced by a numbered placeholder, and free dimensions by numbered
+symbols. Passes, plans and kernels are made for the structure, so the second model of an
+architecture runs no pass and compiles nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-import numpy as np
+from typing import Any
 
 from whitebox.errors import InvalidInput
 from whitebox.ir.graph import CONSTANT, WEIGHT, Graph, Node, Tensor, constant, weight_node
-from whitebox.ir.types import PRECISIONS, TensorType
-
-# Up to here, a constant is part of the structure.
-SMALL_FLOAT_ELEMENTS = 16
-SMALL_BYTES = 1024
-# Up to here, a range of integers is.
-RANGE_BYTES = 1 << 16
+from whitebox.ir.types import PRECISIONS, Dim, with_dims
+from whitebox.ir.weights import is_weight
 
 
 @dataclass(frozen=True)
@@ -53,14 +48,39 @@ def take_weights(graph: Graph) -> tuple[Graph, tuple[Tensor, ...]]:
     different structures.
     """
     weights: list[Tensor] = []
+    symbols = _Symbols()
 
     def build(node: Node, inputs: tuple[Node | None, ...]) -> Node:
-        if node.op == CONSTANT and _is_weight(node):
+        if node.op == CONSTANT and is_weight(node):
             weights.append(node.attr("value"))
             return weight_node(len(weights) - 1, node.type)
-        return node.with_inputs(inputs)
+        return symbols.renamed(node, inputs)
 
     return graph.map(build), tuple(weights)
+
+
+class _Symbols:
+    """New names for free dimensions, in order of appearance: what they are called is no matter."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+
+    def renamed(self, node: Node, inputs: tuple[Node | None, ...]) -> Node:
+        """The node on other inputs, symbols in its types and bodies renamed."""
+        types = tuple(with_dims(type, self._name) for type in node.types)
+        attrs = self._bodies(node.attrs)
+        if types == node.types and attrs is node.attrs:
+            return node.with_inputs(inputs)
+        return Node.make(node.op, inputs, attrs, types, node.version)
+
+    def _bodies(self, attrs: Mapping[str, Any]) -> Mapping[str, Any]:
+        bodies = {
+            key: body.map(self.renamed) for key, body in attrs.items() if isinstance(body, Graph)
+        }
+        return {**attrs, **bodies} if bodies else attrs
+
+    def _name(self, dim: Dim) -> Dim:
+        return self._names.setdefault(dim, f"d{len(self._names)}") if isinstance(dim, str) else dim
 
 
 def give_weights(graph: Graph, weights: tuple[Tensor, ...]) -> Graph:
@@ -72,20 +92,3 @@ def give_weights(graph: Graph, weights: tuple[Tensor, ...]) -> Graph:
         return node.with_inputs(inputs)
 
     return graph.map(build)
-
-
-def _is_weight(node: Node) -> bool:
-    type = node.type
-    if not isinstance(type, TensorType) or type.dtype == "string":
-        return False
-    floating = "float" in type.dtype or "complex" in type.dtype
-    if floating:
-        return type.nbytes > SMALL_BYTES or type.size > SMALL_FLOAT_ELEMENTS
-    return type.nbytes > SMALL_BYTES and not _is_range(node, type)
-
-
-def _is_range(node: Node, type: TensorType) -> bool:
-    """Whether a tensor counts 0, 1, 2, … : nothing that training could have changed."""
-    if type.nbytes > RANGE_BYTES or "int" not in type.dtype:
-        return False
-    return np.array_equal(node.value.reshape(-1), np.arange(type.size))

@@ -1,4 +1,5 @@
-"""Passes: functions Graph → Graph, run in the order of PASSES.
+"""Passes: functions Graph → Graph. `share` runs when a model is read, the others in the order of
+PASSES on its structure, once for all models that have it.
 
 A pass never changes what a model computes; what it may change is rounding, which only
 `lower_precision` does coarsely, and only when asked. Types are verified
@@ -22,6 +23,7 @@ from whitebox.passes.layout import layout
 from whitebox.passes.lower_precision import lower_precision
 from whitebox.passes.quantize import quantize
 from whitebox.passes.record import Decision, decide, recording, running
+from whitebox.passes.share import share
 from whitebox.passes.simplify import simplify
 from whitebox.passes.verify import verify, verify_signature
 
@@ -150,5 +152,6 @@ __all__ = [
     "optimize",
     "pass_name",
     "passes_for",
+    "share",
     "specialize",
 ]

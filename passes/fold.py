@@ -19,7 +19,7 @@ from whitebox.passes.record import decide
 SMALL_BYTES = 1 << 16
 
 # Ops whose result depends on the operand's type only.
-_TYPE_ONLY = frozenset({"Shape", "Size"})
+TYPE_ONLY = frozenset({"Shape", "Size"})
 
 
 def fold(graph: Graph) -> Graph:
@@ -51,7 +51,7 @@ def fold_node(node: Node) -> Node:
     """The constant that `node` always is, or `node`."""
     if node.op in (CONSTANT, INPUT, WEIGHT):
         return node
-    if node.op in _TYPE_ONLY:
+    if node.op in TYPE_ONLY:
         return _shape(node)
     if not node.is_constant_expression or not _is_small(node) or _is_quantized_weight(node):
         return node

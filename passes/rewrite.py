@@ -7,9 +7,10 @@ is its equation. `rewrite` applies rules bottom-up, and again until none fires.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from whitebox.errors import VerifyError
 from whitebox.ir import ops
@@ -42,6 +43,28 @@ def rule(*ops: str) -> Callable[[Callable[[Node], Node | None]], Rule]:
     return lambda function: Rule(ops, function)
 
 
+ByOp: TypeAlias = Mapping[str, Sequence[Rule]]
+
+
+def by_op(rules: Iterable[Rule]) -> ByOp:
+    """Operator → the rules that may fire on it, in order."""
+    found: dict[str, list[Rule]] = defaultdict(list)
+    for each in rules:
+        for op in each.ops:
+            found[op].append(each)
+    return dict(found)
+
+
+def fire(node: Node, rules: ByOp) -> Node | None:
+    """What the first rule that matches makes of a node, recorded; None when none does."""
+    for each in rules.get(node.op, ()):
+        result = each.apply(node)
+        if result is not None and result is not node:
+            decide(each.name, node, each.equation)
+            return result
+    return None
+
+
 _shared: ContextVar[set[Node]] = ContextVar("shared")
 
 
@@ -55,18 +78,7 @@ def is_shared(node: Node) -> bool:
 
 def rewrite(graph: Graph, rules: Iterable[Rule]) -> Graph:
     """The graph with the rules applied until none fires. Raises VerifyError when they never end."""
-    by_op: dict[str, list[Rule]] = defaultdict(list)
-    for each in rules:
-        for op in each.ops:
-            by_op[op].append(each)
-
-    def fire(node: Node) -> Node | None:
-        for each in by_op.get(node.op, ()):
-            result = each.apply(node)
-            if result is not None and result is not node:
-                decide(each.name, node, each.equation)
-                return result
-        return None
+    indexed = by_op(rules)
 
     def build(node: Node, inputs: tuple[Node | None, ...]) -> Node:
         for old, new in zip(node.inputs, inputs, strict=True):
@@ -74,7 +86,7 @@ def rewrite(graph: Graph, rules: Iterable[Rule]) -> Graph:
                 shared.add(new)
         current = fold_node(ops.rebuild(node, inputs))
         for _ in range(MAX_SWEEPS):
-            result = fire(current)
+            result = fire(current, indexed)
             if result is None:
                 return current
             current = result
@@ -92,7 +104,7 @@ def rewrite(graph: Graph, rules: Iterable[Rule]) -> Graph:
             graph = changed
     finally:
         _shared.reset(token)
-    names = ", ".join(sorted({each.name for found in by_op.values() for each in found}))
+    names = ", ".join(sorted({each.name for found in indexed.values() for each in found}))
     raise VerifyError(
         f"the rules {names} still fire after {MAX_SWEEPS} sweeps: they undo each other"
     )

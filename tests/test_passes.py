@@ -21,11 +21,12 @@ from whitebox.passes.fuse import fuse, label
 from whitebox.passes.layout import layout
 from whitebox.passes.lower_precision import lower_precision
 from whitebox.passes.rewrite import rewrite, rule
+from whitebox.passes.share import share
 from whitebox.passes.verify import verify
 
 FIXTURES = Path(__file__).parent / "fixtures" / "passes"
 BY_NAME: dict[str, Pass] = {
-    **{pass_name(each): each for each in PASSES},
+    **{pass_name(each): each for each in (share, *PASSES)},
     "lower_precision": functools.partial(lower_precision, precision="bf16"),
     **{
         f"lower_precision_{kind}": functools.partial(
@@ -49,15 +50,16 @@ def pairs() -> list[object]:
 
 
 def seeded(graph: Graph, seed: int = 0) -> list[np.ndarray]:
-    """Random values for the inputs of a graph with one model."""
+    """Random values for the inputs of a graph with one model; free dimensions are 3."""
     random = np.random.default_rng(seed)
     arrays = []
     for _, node in graph.model.inputs:
         dtype = numpy_dtype(node.tensor.dtype)
+        dims = tuple(dim if isinstance(dim, int) else 3 for dim in node.tensor.shape or ())
         if dtype.kind == "f":
-            arrays.append(random.standard_normal(node.tensor.dims).astype(dtype))
+            arrays.append(random.standard_normal(dims).astype(dtype))
         else:
-            arrays.append(random.integers(-9, 9, node.tensor.dims).astype(dtype))
+            arrays.append(random.integers(-9, 9, dims).astype(dtype))
     return arrays
 
 
@@ -83,7 +85,7 @@ def test_pair(function: Pass, before: str, after: str) -> None:
 
 def test_every_pass_with_rules_has_fixtures() -> None:
     assert {path.stem for path in FIXTURES.glob("*.txt")} >= {
-        "fold", "simplify", "layout", "lower_precision",
+        "share", "fold", "simplify", "layout", "lower_precision",
     }  # fmt: skip
 
 

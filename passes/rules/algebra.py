@@ -117,15 +117,13 @@ def concat_one(node: Node) -> Node | None:
     return node.inputs[0] if len(node.inputs) == 1 else None
 
 
-@rule("Expand", "Tile", "Slice", "Pad", "Resize")
+@rule("Expand", "Tile", "Slice", "Pad")
 def same_shape_movement(node: Node) -> Node | None:
     """Expand, Tile, Pad of x to its own shape = x;  a Slice that keeps everything forwards = x"""
     source = node.inputs[0]
     if source is None or source.types != node.types:
         return None
-    if not isinstance(node.type, TensorType) or not node.type.is_static:
-        return None
-    if node.op == "Resize":
+    if not isinstance(node.type, TensorType) or not node.type.is_named:
         return None
     if node.op == "Slice":
         steps = node.inputs[4] if len(node.inputs) > 4 else None
@@ -147,12 +145,14 @@ VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
 def canonical_view(node: Node) -> Node | None:
     """A view = Reshape(x, shape);  Reshape(Reshape(x)) = Reshape(x);  to its own shape = x"""
     source = node.inputs[0]
-    if source is None or not isinstance(node.type, TensorType) or not node.type.is_static:
+    if source is None or not isinstance(node.type, TensorType):
         return None
-    if not isinstance(source.type, TensorType) or not source.type.is_static:
-        return None
-    if source.types == node.types:
+    if source.types == node.types and node.type.is_named:
         return source
+    if not node.type.is_static or not isinstance(source.type, TensorType):
+        return None
+    if not source.type.is_static:
+        return None
     if source.op in VIEWS and source.inputs[0] is not None and source.inputs[0].tensor.is_static:
         return reshape(source.inputs[0], node.type.dims)
     if node.op == "Reshape" and not node.attr("allowzero", 0):

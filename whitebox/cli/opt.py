@@ -24,7 +24,7 @@ def run(
     files: Annotated[list[Path], typer.Argument(help="ONNX files.")],
     passes: Annotated[
         str, typer.Option(help="Passes to run, in this order, with commas between.")
-    ] = "fold,simplify,verify",
+    ] = "share,fold,simplify,verify",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write an ONNX file; do not print the graph."),
@@ -37,7 +37,7 @@ def run(
     \b
     Examples:
       whitebox opt model.onnx -o smaller.onnx
-      whitebox opt a.onnx b.onnx --passes fold,simplify,layout,fuse
+      whitebox opt a.onnx b.onnx --passes share,fold,simplify,layout,fuse
       WHITEBOX_DEBUG=3 whitebox opt model.onnx --passes fold
     """
     from whitebox.passes import optimize
@@ -56,11 +56,10 @@ def run(
 def _choose(given: str) -> list[Pass]:
     from whitebox.compiler.supported import lowerable
     from whitebox.compiler.target import host_target
-    from whitebox.passes import pass_name, passes_for
+    from whitebox.passes import pass_name, passes_for, share
 
-    target = host_target()
-    passes = passes_for(target, lowerable)
-    known = {pass_name(each): each for each in passes}
+    passes = passes_for(host_target(), lowerable)
+    known = {pass_name(each): each for each in (share, *passes)}
     names = [name.strip() for name in given.split(",") if name.strip()]
     for name in names:
         if name not in known:

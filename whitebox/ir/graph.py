@@ -103,7 +103,7 @@ def string_bytes(array: np.ndarray) -> bytes:
     return b"".join(parts)
 
 
-def _canonical(value: Attr) -> bytes:
+def canonical(value: Attr) -> bytes:
     """An attribute as unambiguous bytes, for the digest."""
     match value:
         case bool() | int():
@@ -119,7 +119,7 @@ def _canonical(value: Attr) -> bytes:
             kinds = set(map(type, value))
             # Dictionaries and ensembles of trees are many thousands of one kind.
             alike = _CANONICAL_ITEMS.get(kinds.pop()) if len(kinds) == 1 else None
-            return b"(" + b",".join(alike(value) if alike else map(_canonical, value)) + b")"
+            return b"(" + b",".join(alike(value) if alike else map(canonical, value)) + b")"
         case Tensor():
             return b"t" + str(value.type).encode() + value.digest.encode()
         case Graph():
@@ -174,7 +174,7 @@ class Node:
         ordered = dict(sorted((attrs or {}).items()))
         parts = [op.encode(), b"%d" % version]
         parts += [b"-" if node is None else node.digest.encode() for node in inputs]
-        parts += [name.encode() + b"=" + _canonical(value) for name, value in ordered.items()]
+        parts += [name.encode() + b"=" + canonical(value) for name, value in ordered.items()]
         parts += [str(type).encode() for type in types]
         digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
         with _intern_lock:

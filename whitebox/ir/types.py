@@ -7,6 +7,7 @@ Dtypes are named as ONNX names them, in lower case: "float32", "int64", "bfloat1
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
@@ -89,6 +90,11 @@ class TensorType:
         return self.shape is not None and all(type(dim) is int for dim in self.shape)
 
     @property
+    def is_named(self) -> bool:
+        """Whether every dimension is a number or a symbol: then equal types are equal shapes."""
+        return self.shape is not None and None not in self.shape
+
+    @property
     def dims(self) -> tuple[int, ...]:
         """The shape of a static type. Raises TypeError when a dimension is free."""
         if self.shape is None or not self.is_static:
@@ -168,3 +174,16 @@ class MapType:
 
 
 Type: TypeAlias = TensorType | SequenceType | OptionalType | MapType
+
+
+def with_dims(type: Type, change: Callable[[Dim], Dim]) -> Type:
+    """A type with every dimension in it changed."""
+    match type:
+        case TensorType(dtype, shape):
+            return TensorType(dtype, None if shape is None else tuple(map(change, shape)))
+        case SequenceType(element):
+            return SequenceType(with_dims(element, change))
+        case OptionalType(element):
+            return OptionalType(with_dims(element, change))
+        case MapType(key, value):
+            return MapType(key, with_dims(value, change))

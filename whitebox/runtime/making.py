@@ -20,7 +20,7 @@ from whitebox.compiler.supported import lowerable, serves_free_sizes
 from whitebox.compiler.target import Target
 from whitebox.errors import StorageError, WhiteboxError
 from whitebox.ir import serial
-from whitebox.ir.graph import Graph, Tensor
+from whitebox.ir.graph import Graph, Model, Tensor
 from whitebox.ir.types import TensorType
 from whitebox.passes import PassReport, optimize, passes_for, specialize
 from whitebox.runtime.plan import Plan
@@ -86,13 +86,13 @@ class Maker:
         stored = self._plans.fused(model, shapes, kind)
         if stored is not None:
             try:
-                return serial.decode(stored, _no_weights, model.weights)
+                return _filled(stored, model)
             except StorageError:
                 pass  # damaged: made again
         graph = self.optimized(model, shapes, general=general)
         stored = serial.encode(graph, inline_limit=1 << 62)
         self._plans.keep_fused(model, shapes, kind, stored)
-        return serial.decode(stored, _no_weights, model.weights)
+        return _filled(stored, model)
 
     def family(self, model: Structured) -> Family | None:
         """The kernels of a structure that serve every size; None before `generalize`."""
@@ -156,6 +156,19 @@ class Maker:
         """The fused graph at these shapes; a `general` one is made for a family's kernels."""
         passes = passes_for(self._target, lowerable, model.precision, general=general)
         return optimize(specialize(model.structure, dict(shapes)), passes, reports)
+
+
+def _filled(stored: bytes, model: Structured) -> Graph:
+    """A stored fused graph with a model's weights and names: it may be another's of its structure.
+
+    Raises StorageError when it is damaged.
+    """
+    fused, own = serial.decode(stored, _no_weights, model.weights).model, model.structure.model
+    inputs = [(name, node) for (name, _), (_, node) in zip(own.inputs, fused.inputs, strict=True)]
+    outputs = [
+        (name, node) for (name, _), (_, node) in zip(own.outputs, fused.outputs, strict=True)
+    ]
+    return Graph([Model(own.name, tuple(inputs), tuple(outputs))])
 
 
 def fused_bodies(graph: Graph) -> list[Graph]:

@@ -84,6 +84,9 @@ class PlanFolder:
 
     def _path(self, model: Structured, shapes: Shapes, kind: str) -> Path:
         parts = [model.digest, model.precision, self._target.key, pipeline_version(), kind]
-        parts += [f"{name}={'x'.join(map(str, dims))}" for name, dims in sorted(shapes.items())]
+        # By position: what a model calls its inputs is no part of its structure.
+        for index, (name, _) in enumerate(model.structure.model.inputs):
+            if name in shapes:
+                parts.append(f"{index}={'x'.join(map(str, shapes[name]))}")
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
         return self._folder / digest[:2] / f"{digest}.plan"

@@ -92,13 +92,14 @@ class Runtime:
         nothing is registered then.
         """
         from whitebox.ir import onnx_io
+        from whitebox.passes import optimize, share
         from whitebox.registry.records import signature_of
 
         start = time.perf_counter()
         if name is None and not isinstance(model, str | Path):
             raise InvalidName("give a name: a model that is not a file has none of its own")
         chosen = validate_name(name if name is not None else Path(str(model)).stem)
-        graph = onnx_io.load(model, chosen)
+        graph = optimize(onnx_io.load(model, chosen), (share,))
         inputs, _ = signature_of(graph.model)
         wanted = given_shapes(chosen, inputs, shapes) if shapes else default_shapes(inputs)
         structured, special = Structured.of(graph, precision), NOTHING_BUILT

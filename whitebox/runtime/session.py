@@ -88,8 +88,9 @@ class InferenceSession:
         **_ignored: Any,
     ) -> None:
         from whitebox.ir import onnx_io
+        from whitebox.passes import optimize, share
 
-        graph = onnx_io.load(path_or_bytes)
+        graph = optimize(onnx_io.load(path_or_bytes), (share,))
         threads = int(getattr(sess_options, "intra_op_num_threads", 0) or config.threads())
         folder = Path(home) if home is not None else config.home()
         self._preparer, self._engine = _shared(folder.resolve(), threads)
