@@ -68,7 +68,7 @@ class _Symbols:
     def renamed(self, node: Node, inputs: tuple[Node | None, ...]) -> Node:
         """The node on other inputs, symbols in its types and bodies renamed."""
         types = tuple(with_dims(type, self._name) for type in node.types)
-        attrs = self._bodies(node.attrs)
+        attrs = self._bodies(node.attrs) if self._names else node.attrs
         if types == node.types and attrs is node.attrs:
             return node.with_inputs(inputs)
         return Node.make(node.op, inputs, attrs, types, node.version)

@@ -41,17 +41,12 @@ def share(graph: Graph) -> Graph:
 
 
 def _on(node: Node, inputs: tuple[Node | None, ...]) -> Node:
-    """A node on other inputs, its bodies shared; types are inferred only where they may change."""
+    """A node on other inputs, its bodies shared."""
     bodies = {key: share(body) for key, body in node.attrs.items() if isinstance(body, Graph)}
-    if any(bodies[key] != node.attrs[key] for key in bodies):
-        attrs = {**node.attrs, **bodies}
-        return ops.make(node.op, inputs, attrs, node.version or None, len(node.types))
-    for old, new in zip(node.inputs, inputs, strict=True):
-        if old is None or new is None or old is new:
-            continue
-        if new.is_constant or old.types != new.types:
-            return ops.rebuild(node, inputs)
-    return node.with_inputs(inputs)
+    if all(bodies[key] == node.attrs[key] for key in bodies):
+        return ops.rewire(node, inputs)
+    attrs = {**node.attrs, **bodies}
+    return ops.make(node.op, inputs, attrs, node.version or None, len(node.types))
 
 
 def _known(node: Node) -> Node:

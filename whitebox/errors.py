@@ -30,6 +30,10 @@ class UnsupportedOperator(InvalidModel):
     grpc_status = "UNIMPLEMENTED"
 
 
+class InvalidPipeline(InvalidModel):
+    """A pipeline that is not written as one, or whose steps do not fit together."""
+
+
 class InvalidInput(WhiteboxError):
     """Feeds that do not fit the model's signature, or a malformed request."""
 

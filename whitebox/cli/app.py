@@ -17,6 +17,7 @@ import typer
 from whitebox import config
 from whitebox.cli import (
     accuracy,
+    compose,
     doctor,
     explain,
     opt,
@@ -44,6 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("register")(register.run)
+app.command("compose")(compose.run)
 app.command("list")(list_.run)
 app.command("show")(show.run)
 app.command("unregister")(unregister.run)

@@ -48,10 +48,11 @@ def run(
         done = runtime.register(
             file, name, shapes=shapes or None, precision=precision, progress=tell
         )
-    typer.echo(_summary(done))
+    typer.echo(summary(done))
 
 
-def _summary(done: Registration) -> str:
+def summary(done: Registration) -> str:
+    """What registering did, in a line."""
     was = "registered" if done.created else "was registered already"
     return (
         f"{done.name} version {done.version} {was}: "

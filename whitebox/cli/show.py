@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,6 +38,13 @@ def run(
         ("weights", size(model.nbytes)),
         ("created", f"{created} ({age(model.created)})"),
         ("digest", model.digest),
-        *((key, str(value)) for key, value in sorted(model.metadata.items())),
+        *(row for item in sorted(model.metadata.items()) for row in _about(*item)),
     ]
     typer.echo(columns(rows))
+
+
+def _about(key: str, value: Any) -> list[tuple[str, str]]:
+    """What is known of a model under one key; of a pipeline, a row for each model it is made of."""
+    if key == "parts" and isinstance(value, dict):  # in a file's own metadata it is text
+        return [("part", f"{step}: {model}") for step, model in value.items()]
+    return [(key, str(value))]

@@ -146,6 +146,16 @@ def rebuild(node: Node, inputs: Sequence[Node | None]) -> Node:
     return make(node.op, given, node.attrs, node.version or None, len(node.types))
 
 
+def rewire(node: Node, inputs: Sequence[Node | None]) -> Node:
+    """As `rebuild`, but types are inferred only where new inputs may change them."""
+    for old, new in zip(node.inputs, inputs, strict=True):
+        if old is None or new is None or old is new:
+            continue
+        if new.is_constant or old.types != new.types:
+            return rebuild(node, inputs)
+    return node.with_inputs(inputs)
+
+
 def infer(
     op: str,
     version: int,

@@ -14,7 +14,8 @@ import numpy as np
 
 from whitebox.errors import UnsupportedOperator
 from whitebox.ir import ops
-from whitebox.ir.graph import INPUT, OUTPUT, Graph, Node, constant, topological
+from whitebox.ir.combine import vote_of_integers
+from whitebox.ir.graph import INPUT, OUTPUT, Graph, Node, constant, output, topological
 from whitebox.ir.types import ONNX_DTYPES
 from whitebox.ir.winograd import weight_inverse
 
@@ -225,6 +226,14 @@ def _tree_walk(node: Node, inputs: tuple[Node | None, ...]) -> Node:
     return _transpose(place, 1, 0) if node.attr("rows_last") else place
 
 
+def _vote(node: Node, inputs: tuple[Node | None, ...]) -> Node:
+    """Strings are put in order by Unique; the vote is then on their places."""
+    labels = _given(inputs, 0)
+    unique = ops.node("Unique", labels, outputs=3, sorted=1)
+    places = ops.node("Reshape", output(unique, 2), ops.node("Shape", labels))
+    return ops.node("Gather", output(unique, 0), vote_of_integers(places))
+
+
 _EXPANSIONS: Mapping[str, Expansion] = {
     "whitebox.Conv": _conv,
     "whitebox.WinogradConv": _winograd_conv,
@@ -237,4 +246,5 @@ _EXPANSIONS: Mapping[str, Expansion] = {
     "whitebox.TreeScan": _tree_scan,
     "whitebox.TreeWalk": _tree_walk,
     "whitebox.Unpack": _unpack,
+    "whitebox.Vote": _vote,
 }

@@ -162,7 +162,9 @@ class Frame:
         """The current value of an operand, as a view of its memory."""
         match operand.storage:
             case Storage.OBJECT:
-                return self._objects[operand.index]
+                value = self._objects[operand.index]
+                # Strings may be read through a view; sequences and maps have no shape.
+                return value.reshape(operand.shape) if isinstance(value, np.ndarray) else value
             case Storage.PARAMETER:
                 return self._bound.parameters[operand.index].reshape(operand.shape)
             case Storage.INPUT:

@@ -38,6 +38,7 @@ from whitebox.runtime.served import ServedModel, default_shapes, given_shapes
 if TYPE_CHECKING:
     import onnx
 
+    from whitebox.ir.graph import Graph
     from whitebox.runtime.accuracy import AccuracyReport
     from whitebox.runtime.explain import Explanation
     from whitebox.runtime.overlap import Overlap
@@ -93,25 +94,60 @@ class Runtime:
         """
         from whitebox.ir import onnx_io
         from whitebox.passes import optimize, share
-        from whitebox.registry.records import signature_of
 
         start = time.perf_counter()
         if name is None and not isinstance(model, str | Path):
             raise InvalidName("give a name: a model that is not a file has none of its own")
         chosen = validate_name(name if name is not None else Path(str(model)).stem)
         graph = optimize(onnx_io.load(model, chosen), (share,))
+        return self._add(graph, precision, {}, shapes, progress, start)
+
+    def compose(
+        self,
+        spec: str | Path | bytes | Mapping[str, Any],
+        name: str | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Registration:
+        """Register a pipeline of registered models as a model of its own: see docs/pipelines.md.
+
+        `spec` is a YAML or JSON file (path), its text (bytes) or plain data; `name` is by default
+        the one in it, or else the file's stem. The versions that it is made of stay what they are.
+        Raises InvalidPipeline, ModelNotFound, InvalidName, CompileError or StorageError; nothing is
+        registered then.
+        """
+        from whitebox.passes import optimize, share
+        from whitebox.runtime.pipelines import composed
+
+        start = time.perf_counter()
+        made = composed(self.registry, spec, name)
+        graph = optimize(made.graph, (share,))
+        metadata = {"parts": dict(made.parts)}
+        return self._add(graph, made.precision, metadata, None, progress, start)
+
+    def _add(
+        self,
+        graph: Graph,
+        precision: str,
+        metadata: Mapping[str, Any],
+        shapes: Mapping[str, Sequence[int]] | None,
+        progress: Progress | None,
+        start: float,
+    ) -> Registration:
+        """Compile what is missing for a graph, then register it."""
+        from whitebox.registry.records import signature_of
+
+        name = graph.model.name
         inputs, _ = signature_of(graph.model)
-        wanted = given_shapes(chosen, inputs, shapes) if shapes else default_shapes(inputs)
+        wanted = given_shapes(name, inputs, shapes) if shapes else default_shapes(inputs)
         structured, special = Structured.of(graph, precision), NOTHING_BUILT
         if wanted is not None:
             _, special = self.preparer.compile(structured, wanted, progress)
         general = self.preparer.generalize(structured, progress)
-        metadata: dict[str, Any] = {**graph.model.metadata}
+        about: dict[str, Any] = {**graph.model.metadata, **metadata}
         if shapes:
-            metadata["shapes"] = {key: list(dims) for key, dims in (wanted or {}).items()}
-        record, created, new_bytes, shared_bytes = self.registry.add(
-            chosen, graph, metadata, precision
-        )
+            about["shapes"] = {key: list(dims) for key, dims in (wanted or {}).items()}
+        record, created, new_bytes, shared_bytes = self.registry.add(name, graph, about, precision)
         self.refresh()
         return Registration(
             name=record.name,

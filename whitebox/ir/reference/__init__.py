@@ -5,6 +5,7 @@ from whitebox.ir.reference import (  # noqa: F401  (each fills the table)
     blocked,
     elementwise,
     integer,
+    labels,
     movement,
     optional,
     recurrent,

@@ -93,3 +93,9 @@ def _layer_normalization(call: Call) -> tuple[TensorType, ...]:
 @rule("RMSNormalization")
 def _rms_normalization(call: Call) -> TensorType:
     return TensorType(call.dtype(1), call.shape(0))
+
+
+@rule("whitebox.Vote")
+def _vote(call: Call) -> TensorType:
+    type = call.tensor(0)
+    return TensorType(type.dtype, None if type.shape is None else type.shape[:-1])
