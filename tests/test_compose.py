@@ -440,7 +440,7 @@ def test_the_command(tmp_path: Path) -> None:
     file.write_text("\n".join(lines))
     done = run_here(home, "compose", file)
     assert done.returncode == 0, done.stderr
-    assert "mean version 1 was registered" in done.stdout and "0 B new" in done.stdout
+    assert "mean version 1 registered" in done.stdout and "0 B new" in done.stdout
     shown = run_here(home, "show", "mean").stdout
     assert "a: first@1" in shown and "b: second@1" in shown
     assert "mean" in run_here(home, "list").stdout
