@@ -18,7 +18,7 @@ from onnx.backend.test.loader import load_model_tests
 
 from benchmarks.weights import randomised
 from whitebox.errors import InvalidModel, UnsupportedOperator
-from whitebox.ir import onnx_io, onnx_schema
+from whitebox.ir import onnx_io, onnx_schema, onnx_wire
 from whitebox.ir.graph import Graph
 from whitebox.ir.types import TensorType
 from whitebox.passes import optimize
@@ -544,3 +544,18 @@ def test_low_precision_and_text_tensors_come_back() -> None:
     s, i, b = run(graph)
     assert s.tolist() == ["a", "ü"] and i.tolist() == [-8, 7, 1] and b.tolist() == [1.5, -2.0]
     assert onnx_io.load(onnx_io.dump(graph)) == graph
+
+
+def test_long_lists_stay_where_they_are_and_tensors_beside_them_do_not() -> None:
+    numbers = np.arange(30_000, dtype=np.float32)
+    listed = onnx.helper.make_node("Constant", [], ["a"], value_floats=numbers.tolist())
+    held = onnx.helper.make_node("Constant", [], ["b"], value=onnx.numpy_helper.from_array(numbers))
+    added = onnx.helper.make_node("Add", ["a", "b"], ["y"])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [len(numbers)])
+    graph = onnx.helper.make_graph([listed, held, added], "lists", [], [y])
+    data = onnx.helper.make_model(graph).SerializeToString()
+    aside = onnx_wire.Aside()
+    assert len(onnx_wire.set_aside(data, aside)) > numbers.nbytes
+    assert [bytes(view) for view in aside.views.values()] == [numbers.tobytes()]
+    (answer,) = onnx_schema.evaluate_graph(onnx_io.load(data, "lists"), {}).values()
+    np.testing.assert_array_equal(answer, 2 * numbers)

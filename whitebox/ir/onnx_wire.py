@@ -23,6 +23,9 @@ Message: TypeAlias = "Mapping[int, Message | None]"
 _TENSOR: Message = {9: None}
 _ATTRIBUTE: Message = {5: _TENSOR}
 _NODE: Message = {5: _ATTRIBUTE}
+# How an attribute ends whose type, the last field that everybody writes, is a list of floats,
+# integers or strings. Dictionaries and trees are long lists, and hold no tensor.
+_LISTS = (b"\xa0\x01\x06", b"\xa0\x01\x07", b"\xa0\x01\x08")
 _GRAPH: Message = {1: _NODE, 5: _TENSOR}
 _MODEL: Message = {7: _GRAPH}
 
@@ -73,6 +76,8 @@ def _rewritten(view: memoryview, message: Message, aside: Aside) -> list[bytes |
         if length < _LARGE or number not in message:
             continue
         inner = message[number]
+        if inner is _ATTRIBUTE and content[-len(_LISTS[0]) :] in _LISTS:
+            continue
         new = [aside.put(content)] if inner is None else _rewritten(content, inner, aside)
         pieces += [view[kept:start], _encoded(tag), _encoded(sum(map(len, new))), *new]
         kept = at
