@@ -72,7 +72,7 @@ class Settings:
 def measure(names: Sequence[str], settings: Settings, tell: Tell) -> Iterator[Row]:
     """All rows of one set, then of the next."""
     for name in names:
-        count = settings.count or RECIPES[name].count
+        count = settings.count or RECIPES[name]
         tell(f"{name}: {count} models")
         try:
             count = len(sets.load(name, count).files)

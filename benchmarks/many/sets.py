@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.many import REVISION
-from benchmarks.many.recipes import RECIPES, Feeds
+from benchmarks.many.recipes import Feeds
 from benchmarks.models import ModelUnavailable, cache_folder
 
 
@@ -71,7 +71,7 @@ def _requests(name: str) -> Path:
 
 def _make(name: str, count: int) -> None:
     """Write a set. Each file appears whole."""
-    build = importlib.import_module(f"benchmarks.many.{RECIPES[name].module}").build
+    build = importlib.import_module(f"benchmarks.many.{name}").build
     folder(name).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder(name), prefix=".") as made:
         requests = build([Path(made) / file.name for file in _files(name, count)])
