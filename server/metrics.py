@@ -22,6 +22,25 @@ _LATENCY_SECONDS = (
 )
 UNKNOWN_MODEL = ""
 
+# What of the runtime's counters is shown, and how it is called there.
+_GAUGES = {
+    "whitebox_models": ("models", "Registered models."),
+    "whitebox_models_loaded": ("models_loaded", "Versions of models in memory."),
+    "whitebox_model_bytes": ("model_bytes", "Memory that models hold."),
+    "whitebox_memory_budget_bytes": ("memory_budget", "Memory that models may hold."),
+}
+_COUNTERS = {
+    "whitebox_kernels_compiled": (
+        "kernels_compiled",
+        "Kernels compiled since the process began.",
+    ),
+    "whitebox_stalled_batches": (
+        "stalled_batches",
+        "Batches that ran many times as long as expected.",
+    ),
+    "whitebox_models_evicted": ("models_evicted", "Models that made room for others in memory."),
+}
+
 
 class Metrics:
     """Counters that the server feeds, and gauges that are read when scraped."""
@@ -68,17 +87,13 @@ class _RuntimeCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()
-        yield GaugeMetricFamily("whitebox_models", "Registered models.", value=stats["models"])
-        compiled = CounterMetricFamily(
-            "whitebox_kernels_compiled", "Kernels compiled since the process began."
-        )
-        compiled.add_metric([], stats["kernels_compiled"])
-        yield compiled
-        stalled = CounterMetricFamily(
-            "whitebox_stalled_batches", "Batches that ran many times as long as expected."
-        )
-        stalled.add_metric([], stats["stalled_batches"])
-        yield stalled
+        for name, (key, text) in _GAUGES.items():
+            if stats[key] is not None:
+                yield GaugeMetricFamily(name, text, value=stats[key])
+        for name, (key, text) in _COUNTERS.items():
+            counter = CounterMetricFamily(name, text)
+            counter.add_metric([], stats[key])
+            yield counter
         yield GaugeMetricFamily(
             "whitebox_llvm_loaded",
             "1 when the LLVM code generator is in this process; serving needs none.",

@@ -30,11 +30,11 @@ def open_registry(context: typer.Context) -> Registry:
     return Registry(home_of(context))
 
 
-def open_runtime(context: typer.Context) -> Runtime:
-    """The models, ready to run."""
+def open_runtime(context: typer.Context, memory_budget: int | None = None) -> Runtime:
+    """The models, ready to run; in memory as many as the budget has room for."""
     from whitebox.runtime.runtime import Runtime
 
-    return Runtime(home_of(context))
+    return Runtime(home_of(context), memory_budget=memory_budget)
 
 
 def find_model(registry: Registry, name: str, version: int | None = None) -> ModelInfo:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from whitebox import config
 from whitebox.cli.home import open_runtime
 
 
@@ -22,6 +23,13 @@ def run(
             help="A share of the cores that a model gets whenever it wants it; may be repeated.",
         ),
     ] = None,
+    memory_budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory for models, such as 512m or 1g; those not used for longest make room.",
+        ),
+    ] = None,
 ) -> None:
     """Serve the registered models over HTTP.
 
@@ -32,13 +40,15 @@ def run(
     \b
     Examples:
       whitebox serve
+      whitebox serve --memory-budget 1g
       whitebox serve --host 0.0.0.0 --port 9000
       whitebox serve --reserve resnet50=0.5
       curl localhost:8000/v2/models/resnet50
     """
     from whitebox.server.rest import serve
 
-    with open_runtime(context) as runtime:
+    budget = None if memory_budget is None else config.parse_size(memory_budget)
+    with open_runtime(context, memory_budget=budget) as runtime:
         for each in reserve or ():
             runtime.reserve(*_reservation(each))
         serve(runtime, host, port)

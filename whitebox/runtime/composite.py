@@ -171,6 +171,12 @@ class _Recent(Generic[Key, Value]):
                 self._items.move_to_end(key)
             return self._items.get(key)
 
+    def keep(self, wanted: Callable[[Key, Value], bool]) -> None:
+        """Drop the rest."""
+        with self._lock:
+            for key in [k for k, value in self._items.items() if not wanted(k, value)]:
+                del self._items[key]
+
     def put(self, key: Key, value: Value) -> None:
         with self._lock:
             self._items[key] = value
@@ -208,6 +214,21 @@ class Composer:
                 found = self._make(asked, works)
                 self._composites.put((works, asked.names), found)
             return found
+
+    def forget(self, works: Iterable[Runnable]) -> None:
+        """Drop the composites that were made for these, and the stages that no other uses."""
+        gone = set(works)
+        calls: set[Runnable] = set()
+
+        def stays(key: tuple[Any, ...], composite: Composite) -> bool:
+            if not gone.isdisjoint(key[0]):
+                return False
+            calls.update(call.work for call in composite.calls)
+            return True
+
+        if gone:
+            self._composites.keep(stays)
+            self._stages.keep(lambda _, stage: stage in calls)
 
     def _make(self, asked: Together, works: Sequence[Runnable]) -> Composite:
         wiring = _Wiring(asked.names)

@@ -5,7 +5,7 @@ Thread-safe as far as each arena is used by one run at a time, which the engine'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,12 @@ from whitebox.runtime.program import Program
 # A model whose kernels touch no more than this is light: it runs for some tens of microseconds, so
 # it need not wait for another to finish.
 LIGHT_BYTES = 1 << 20
+
+# What an operand of a step takes, in the plan and in the tables that are made of it.
+_PLAN_BYTES = 256
+_TABLE_BYTES = 256
+# What a kernel takes once it is linked.
+_KERNEL_BYTES = 24 << 10
 
 
 class Executable:
@@ -108,6 +114,21 @@ class Executable:
         makers = [make for make in bound.makers if make is not None]
         fail = partial(step_error, self.plan)
         return light_call(self.plan.inputs, program, bound.interpret, makers, fail)
+
+    def held(self) -> dict[Hashable, int]:
+        """What it keeps in memory, by part, in bytes."""
+        plan, bound = self.plan, self._bound
+        parts: dict[Hashable, int] = {
+            ("parameter", memory.address): array.nbytes
+            for memory, array in zip(self._memories, bound.parameters, strict=True)
+            if memory is not None
+        }
+        parts.update((("kernel", key), _KERNEL_BYTES) for key in plan.kernels)
+        operands = sum(len(step.operands) + len(step.results) for step in plan.steps)
+        parts["plan", id(plan)] = operands * _PLAN_BYTES
+        light = plan.arena_bytes if plan.touched_bytes <= LIGHT_BYTES else 0
+        parts["tables", id(self)] = operands * _TABLE_BYTES + light
+        return parts
 
     def _frame(self, arena: Arena) -> Frame:
         """The frame in an arena, made when it is first needed."""

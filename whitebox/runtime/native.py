@@ -11,6 +11,7 @@ import importlib.util
 import os
 import sys
 import threading
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -153,16 +154,20 @@ class KernelLibrary:
     def function(self, key: str) -> Any:
         """The kernel's `tvm_ffi.Function`. Raises CompileError when it is not in the cache."""
         with self._lock:
-            if key not in self._loaded:
-                if not self._cache.has(key):
-                    raise CompileError(
-                        f"kernel {key[:12]} is missing from {self._cache.folder}; "
-                        "register the model again"
-                    )
-                path = self._cache.path(self._cache.resolve(key))
-                module = _session(self._threads).load_module(str(path))
-                self._loaded[key] = (module, module.get_function(ENTRY))
-            return self._loaded[key][1]
+            return self._linked(key)[1]
+
+    def _linked(self, key: str) -> tuple[Any, Any]:
+        """The kernel's module and function; the lock is held."""
+        if key not in self._loaded:
+            if not self._cache.has(key):
+                raise CompileError(
+                    f"kernel {key[:12]} is missing from {self._cache.folder}; "
+                    "register the model again"
+                )
+            path = self._cache.path(self._cache.resolve(key))
+            module = _session(self._threads).load_module(str(path))
+            self._loaded[key] = (module, module.get_function(ENTRY))
+        return self._loaded[key]
 
     def brief(self, key: str) -> Any:
         """As `function`, but Python's other threads stand still during the call.
@@ -170,14 +175,20 @@ class KernelLibrary:
         Where a call takes a few microseconds, to let another thread run and to get the turn back
         from it takes many times as long.
         """
-        self.function(key)
         with self._lock:
             found = self._brief.get(key)
             if found is None:
-                module, _ = self._loaded[key]
+                module, _ = self._linked(key)
                 found = self._brief[key] = module.get_function(ENTRY)
                 found.release_gil = False
             return found
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Let go of kernels: each is unlinked once the last plan that calls it is gone."""
+        with self._lock:
+            for key in keys:
+                self._loaded.pop(key, None)
+                self._brief.pop(key, None)
 
     def __len__(self) -> int:
         return len(self._loaded)

@@ -121,6 +121,12 @@ class ParameterStore:
         except (WhiteboxError, OSError) as error:
             log.warning("derived weights were not kept, the next process makes them: %s", error)
 
+    @property
+    def nbytes(self) -> int:
+        """What the arrays that anybody holds take."""
+        with self._lock:
+            return sum(array.nbytes for array in self._alive.values())
+
     def close(self) -> None:
         """Write what waits to be written."""
         self._closed.set()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,6 @@ from whitebox.compiler.structure import Structured
 from whitebox.compiler.target import host_target
 from whitebox.errors import InvalidInput, InvalidName, Overloaded
 from whitebox.registry import Registry
-from whitebox.registry.catalogue import Catalogue
 from whitebox.registry.records import ModelInfo, ModelRecord, Registration, validate_name
 from whitebox.runtime.batching import Batcher
 from whitebox.runtime.composite import Composer, Together
@@ -33,6 +32,8 @@ from whitebox.runtime.native import llvm_loaded, use_threads
 from whitebox.runtime.params import ParameterStore
 from whitebox.runtime.prepare import NOTHING_BUILT, Preparer
 from whitebox.runtime.reply import Reply, Result
+from whitebox.runtime.residency import Part
+from whitebox.runtime.residents import Residents
 from whitebox.runtime.served import ServedModel, default_shapes, given_shapes
 
 if TYPE_CHECKING:
@@ -48,16 +49,32 @@ if TYPE_CHECKING:
 # are refused, so that a flood of new shapes cannot pile up work for hours.
 MAX_LOADING = 256
 
+# Models that a server loads before it says that it is ready.
+MOST_WARM = 256
+
 
 class Runtime:
     """All the models of one home, ready to run. A context manager; thread-safe.
 
     `home` is the folder that holds models, blobs and kernels (default: WHITEBOX_HOME or the user's
-    data folder); `threads` how many cores a kernel may use (default: all that are allowed).
-    Raises StorageError when the home cannot be used.
+    data folder); `threads` how many cores a kernel may use (default: all that are allowed);
+    `memory_budget` how many bytes models may hold in memory (default: WHITEBOX_MEMORY_BUDGET, or no
+    bound): those not used for longest make room, and are loaded again when they are asked for.
+    Raises StorageError when the home cannot be used, InvalidInput when the budget is no size.
     """
 
-    def __init__(self, home: str | Path | None = None, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        home: str | Path | None = None,
+        *,
+        threads: int | None = None,
+        memory_budget: int | None = None,
+    ) -> None:
+        budget = config.memory_budget() if memory_budget is None else memory_budget
+        if budget is not None and budget < 1:
+            raise InvalidInput(
+                f"a memory budget of {budget} bytes holds nothing; give a larger one"
+            )
         self.home = Path(home) if home is not None else config.home()
         self.registry = Registry(self.home)
         self.target = host_target(threads)
@@ -66,10 +83,11 @@ class Runtime:
         self.engine = Engine(self.target.threads)
         self.batcher = Batcher(self.preparer, self.engine)
         self.composer = Composer(self.preparer, self.engine)
-        self._served: dict[tuple[str, int], ServedModel] = {}
-        self._newest: dict[str, ServedModel] = {}  # by name, what `_serve` found
-        self._lock = threading.Lock()
-        self.catalogue = Catalogue(self.registry)
+        self.residents = Residents(
+            self.registry, budget, lambda: self.engine.arena_bytes, self._let_go
+        )
+        self.catalogue = self.residents.catalogue
+        self._serve = self.residents.find
         # Loading a model at a new shape may compile: it must not hold up callers or the engine.
         self._loaders = ThreadPoolExecutor(self.target.threads, thread_name_prefix="load")
         self._loading = threading.BoundedSemaphore(MAX_LOADING)
@@ -227,7 +245,7 @@ class Runtime:
         On the calling thread, on one core: for an event loop, which a thread for the answer would
         cost more.
         """
-        model = self._served.get((name, version))
+        model = self.residents.loaded(name, version)
         if model is None:
             return None
         use_threads(1)
@@ -373,7 +391,7 @@ class Runtime:
         from whitebox.runtime.explain import seeded_feeds
         from whitebox.runtime.overlap import overlap
 
-        models = [self._serve(name, None) for name in names]
+        models = [self._serve(name) for name in names]
         if feeds is None:
             feeds = {}
             for name, model in zip(names, models, strict=True):
@@ -423,14 +441,21 @@ class Runtime:
         return accuracy(model, precision, self.preparer, self.engine, given)
 
     def warm(self, progress: Progress | None = None) -> None:
-        """Load every model's newest version at its registered shapes, before the first request."""
-        models = self.models()
+        """Load models at their registered shapes, before their first requests.
+
+        The newest version of those that were registered last, as many as the memory budget has
+        room for, and no more than `MOST_WARM`: others are loaded when they are asked for.
+        """
+        models = sorted(self.models(), key=lambda info: info.created, reverse=True)[:MOST_WARM]
+        evictions = self.residents.evictions
         for done, info in enumerate(models):
             if progress is not None:
                 progress(done, len(models))
             shapes = registered_shapes(info)
             if shapes is not None:
                 self._serve(info.name, info.version).load(shapes, self.preparer, self.engine)
+            if self.residents.evictions > evictions:
+                break
         if progress is not None:
             progress(len(models), len(models))
 
@@ -439,7 +464,10 @@ class Runtime:
         return {
             "models": self.catalogue.names,
             "versions": len(self.catalogue),
-            "models_loaded": len(self._served),
+            "models_loaded": len(self.residents),
+            "models_evicted": self.residents.evictions,
+            "model_bytes": self.residents.nbytes,
+            "memory_budget": self.residents.budget,
             "kernels_loaded": len(self.preparer.library),
             "kernels_compiled": self.preparer.builder.compiled_total,
             "arena_bytes": self.engine.arena_bytes,
@@ -451,13 +479,13 @@ class Runtime:
 
     def refresh(self) -> None:
         """See what other processes have registered or removed since."""
-        removed = self.catalogue.refresh()
-        if removed is None:
-            return
-        with self._lock:
-            self._newest = {}
-            for key in removed:
-                self._served.pop(key, None)
+        self.residents.refresh()
+
+    def _let_go(self, models: Iterable[ServedModel], parts: Iterable[Part]) -> None:
+        """Drop what was kept for models that are no longer in memory."""
+        self.composer.forget(work for model in models for work in model.executables)
+        kinds = (part for part in parts if isinstance(part, tuple))
+        self.preparer.library.forget(key for kind, key in kinds if kind == "kernel")
 
     def close(self) -> None:
         """Finish what runs, and let go of everything."""
@@ -476,23 +504,6 @@ class Runtime:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _serve(self, name: str, version: int | None) -> ServedModel:
-        """The model in memory, read from the registry when it is not there yet."""
-        newest = self._newest  # one that `refresh` replaces meanwhile gets what nobody reads
-        if version is None and name in newest:
-            return newest[name]
-        record = self.catalogue.record(name, version)
-        key = (record.name, record.version)
-        served = self._served.get(key)
-        if served is None:
-            graph = self.registry.graph(record)
-            fresh = ServedModel(record.name, graph, record.inputs, record.outputs, record.precision)
-            with self._lock:
-                served = self._served.setdefault(key, fresh)
-        if version is None:
-            newest[name] = served
-        return served
 
 
 def registered_shapes(record: ModelRecord) -> dict[str, tuple[int, ...]] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,9 @@ HOT_REQUESTS = 3
 # Executables kept for one model; the least recently used shape is dropped first. Calls that go
 # the short way are not counted as use: to load a shape again takes milliseconds.
 MAX_SHAPES = 64
+
+# What a small model takes in memory besides its weights and tables: nodes, signature, functions.
+MODEL_BYTES = 40 << 10
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -77,7 +80,10 @@ def given_shapes(
 
 
 class ServedModel:
-    """One version of a model, ready to be run at any shape. Thread-safe."""
+    """One version of a model, ready to be run at any shape. Thread-safe.
+
+    `loaded` is called each time that it holds more, or something else, in memory.
+    """
 
     def __init__(
         self,
@@ -86,8 +92,11 @@ class ServedModel:
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
         precision: str,
+        loaded: Callable[[ServedModel], None] = lambda model: None,
     ) -> None:
         self.name = name
+        self.used = False
+        self._loaded = loaded
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.structured = Structured.of(graph, precision)
@@ -222,7 +231,32 @@ class ServedModel:
                 oldest, _ = self._executables.popitem(last=False)
                 self._requests.pop(oldest, None)
                 self._quick.remove(oldest)
+        self._loaded(self)
         return executable
+
+    def held(self) -> dict[Hashable, int]:
+        """What is in memory for this model, by part, in bytes; others may hold some of it too."""
+        parts: dict[Hashable, int] = {self: MODEL_BYTES}
+        for executable in self.executables:
+            if isinstance(executable, Executable):
+                parts.update(executable.held())
+        return parts
+
+    def forget_shapes(self) -> bool:
+        """Let go of all executables but that of the last shape; whether there were others."""
+        with self._lock:
+            others = list(self._executables)[:-1]
+            for key in others:
+                del self._executables[key]
+                self._requests.pop(key, None)
+                self._quick.remove(key)
+        return bool(others)
+
+    @property
+    def executables(self) -> list[Runnable]:
+        """What is loaded, least recently used first."""
+        with self._lock:
+            return list(self._executables.values())
 
     @property
     def shapes_loaded(self) -> list[tuple[Any, ...]]:
