@@ -94,6 +94,7 @@ class _RuntimeCollector(Collector):
             counter = CounterMetricFamily(name, text)
             counter.add_metric([], stats[key])
             yield counter
+        yield from _cache_metrics(stats["caches"])
         yield GaugeMetricFamily(
             "whitebox_llvm_loaded",
             "1 when the LLVM code generator is in this process; serving needs none.",
@@ -103,3 +104,15 @@ class _RuntimeCollector(Collector):
     def describe(self) -> list[Metric]:
         # Registering must not run collect(): the runtime may still be loading.
         return []
+
+
+def _cache_metrics(caches: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
+    """How often answers that are kept were asked for, by model."""
+    nbytes = GaugeMetricFamily("whitebox_cache_bytes", "Answers that are kept.", labels=["model"])
+    hits = CounterMetricFamily("whitebox_cache_hits", "Answers given again.", labels=["model"])
+    misses = CounterMetricFamily("whitebox_cache_misses", "Answers computed.", labels=["model"])
+    for model, cache in caches.items():
+        nbytes.add_metric([model], cache["bytes"])
+        hits.add_metric([model], cache["hits"])
+        misses.add_metric([model], cache["misses"])
+    yield from (nbytes, hits, misses)

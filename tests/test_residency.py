@@ -16,6 +16,7 @@ import pytest
 import whitebox
 from whitebox.config import parse_size
 from whitebox.errors import InvalidInput, ModelNotFound
+from whitebox.runtime.materialize import Key, Materialized, digest_of
 from whitebox.runtime.residency import Residency
 
 SIZE = 256
@@ -219,3 +220,89 @@ def test_a_model_that_is_removed_while_it_is_asked_for(tmp_path: Path) -> None:
                 stop.set()
             assert min(asking) > 0
         assert runtime.stats()["models_loaded"] <= 1
+
+
+def key(number: int) -> Key:
+    return Key("model", bytes([number]))
+
+
+def test_kept_results_are_bounded_and_the_oldest_go_first() -> None:
+    kept = Materialized(10_000)
+    arrays = [np.full(1000, number, np.float32) for number in range(4)]
+    kept.put(key(0), [arrays[0]])
+    kept.put(key(1), [arrays[1]])
+    assert kept.get(key(0)) is not None
+    kept.put(key(2), [arrays[2]])
+    assert kept.get(key(1)) is None
+    kept.put(key(3), [np.zeros(10_000, np.float32)])  # would push out all others
+    kept.put(key(3), [{"a": 1.0}])
+    assert kept.get(key(3)) is None
+    assert (len(kept), kept.hits, kept.misses) == (2, 1, 2)
+    assert 8000 < kept.nbytes <= 10_000
+
+
+def test_what_is_kept_cannot_be_changed() -> None:
+    kept = Materialized(10_000)
+    given = np.arange(3)
+    kept.put(key(0), [given])
+    given[:] = 7
+    first = kept.get(key(0))
+    assert first is not None
+    first[0][:] = 9
+    np.testing.assert_array_equal(kept.get(key(0)) or [], [[0, 1, 2]])
+
+
+def test_digests_tell_types_shapes_and_strings_apart() -> None:
+    zeros = [
+        [np.zeros(4, np.float32)],
+        [np.zeros(4, np.int32)],
+        [np.zeros((2, 2), np.float32)],
+        [np.zeros(2, np.float32), np.zeros(2, np.float32)],
+        [np.array(["ab", "c"], object)],
+        [np.array(["a", "bc"], object)],
+        [-np.zeros(4, np.float32)],
+    ]
+    assert len(set(map(digest_of, zeros))) == len(zeros)
+    strided = np.arange(8, dtype=np.float32)[::2]
+    assert digest_of([strided]) == digest_of([strided.copy()])
+    assert digest_of([[1, 2]]) is None
+
+
+def test_answers_are_given_again(home: Path, answers: list[np.ndarray]) -> None:
+    with whitebox.Runtime(home, cache={"m0": 1 << 20}) as runtime:
+        for turn in range(3):
+            for y in (
+                runtime.predict("m0", {"x": X})["y"],
+                runtime.submit("m0", {"x": X}).result(60)["y"],
+            ):
+                np.testing.assert_array_equal(y, answers[0])
+                y[:] = turn
+        other = runtime.predict("m0", {"x": X + 1})["y"]
+        assert not np.array_equal(other, answers[0])
+        np.testing.assert_array_equal(runtime.predict("m1", {"x": X})["y"], answers[1])
+        counts = runtime.stats()["caches"]
+        assert {key: counts["m0"][key] for key in ("hits", "misses")} == {"hits": 5, "misses": 2}
+        assert list(counts) == ["m0"]
+
+
+def test_a_new_version_is_not_answered_by_an_old_one(tmp_path: Path) -> None:
+    with whitebox.Runtime(tmp_path, cache={"m": 1 << 20}) as runtime:
+        for seed in range(2):
+            model = variant(seed)
+            runtime.register(model, "m")
+            weights = onnx.numpy_helper.to_array(model.graph.initializer[0])
+            for _ in range(2):
+                y = runtime.predict("m", {"x": X})["y"]
+                np.testing.assert_allclose(y, X @ weights, rtol=1e-4)
+
+
+def test_random_answers_are_not_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 21]>
+    m (float[4] x) => (float[4] y) { r = RandomUniformLike(x) y = Add(x, r) }""")
+    with whitebox.Runtime(tmp_path, cache={"m": 1 << 20}) as runtime:
+        runtime.register(model, "m")
+        feeds = {"x": np.zeros(4, np.float32)}
+        first = runtime.predict("m", feeds)["y"]
+        assert not np.array_equal(runtime.predict("m", feeds)["y"], first)
+        assert runtime.stats()["caches"]["m"] == {"bytes": 0, "hits": 0, "misses": 0}
+    assert "draws random numbers" in caplog.text

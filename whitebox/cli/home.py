@@ -7,7 +7,7 @@ Runtime (everything). Imports stay inside the functions, so that a command pays 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -30,11 +30,11 @@ def open_registry(context: typer.Context) -> Registry:
     return Registry(home_of(context))
 
 
-def open_runtime(context: typer.Context, memory_budget: int | None = None) -> Runtime:
-    """The models, ready to run; in memory as many as the budget has room for."""
+def open_runtime(context: typer.Context, **options: Any) -> Runtime:
+    """The models, ready to run; the options are those of `Runtime`."""
     from whitebox.runtime.runtime import Runtime
 
-    return Runtime(home_of(context), memory_budget=memory_budget)
+    return Runtime(home_of(context), **options)
 
 
 def find_model(registry: Registry, name: str, version: int | None = None) -> ModelInfo:

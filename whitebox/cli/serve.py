@@ -30,6 +30,13 @@ def run(
             help="Memory for models, such as 512m or 1g; those not used for longest make room.",
         ),
     ] = None,
+    cache: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SIZE",
+            help="Keep answers of a model, to give for the same inputs again; may be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Serve the registered models over HTTP.
 
@@ -41,6 +48,7 @@ def run(
     Examples:
       whitebox serve
       whitebox serve --memory-budget 1g
+      whitebox serve --cache resnet50=64m
       whitebox serve --host 0.0.0.0 --port 9000
       whitebox serve --reserve resnet50=0.5
       curl localhost:8000/v2/models/resnet50
@@ -48,10 +56,20 @@ def run(
     from whitebox.server.rest import serve
 
     budget = None if memory_budget is None else config.parse_size(memory_budget)
-    with open_runtime(context, memory_budget=budget) as runtime:
+    caches = dict(map(_cache, cache or ()))
+    with open_runtime(context, memory_budget=budget, cache=caches) as runtime:
         for each in reserve or ():
             runtime.reserve(*_reservation(each))
         serve(runtime, host, port)
+
+
+def _cache(text: str) -> tuple[str, int]:
+    name, _, size = text.rpartition("=")
+    if not name:
+        raise typer.BadParameter(
+            f"{text!r} is not NAME=SIZE, as in resnet50=64m", param_hint="--cache"
+        )
+    return name, config.parse_size(size)
 
 
 def _reservation(text: str) -> tuple[str, float]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from whitebox.errors import WhiteboxError
 from whitebox.registry import Registry
 from whitebox.registry.catalogue import Catalogue, Key
 from whitebox.registry.records import ModelRecord
+from whitebox.runtime.materialize import Materialized, is_repeatable
 from whitebox.runtime.residency import Part, Residency
 from whitebox.runtime.served import ServedModel
 
@@ -24,19 +25,22 @@ log = logging.getLogger(__name__)
 class Residents:
     """Models of one registry, within a budget of bytes (None: no bound). Thread-safe.
 
-    `others` says how many bytes more count, such as scratch memory. `left` hears of the models that
-    left, and of the parts that no model holds any more.
+    `answers` are what is kept of the answers of some models, by name; `others` says how many bytes
+    more count, such as scratch memory. `left` hears of the models that left, and of the parts that
+    no model holds any more.
     """
 
     def __init__(
         self,
         registry: Registry,
         budget: int | None,
+        answers: Mapping[str, Materialized],
         others: Callable[[], int],
         left: Callable[[Iterable[ServedModel], Iterable[Part]], None],
     ) -> None:
         self.catalogue = Catalogue(registry)
         self._registry = registry
+        self._answers = answers
         self._others = others
         self._left = left
         self._residency: Residency[ServedModel] = Residency(budget)
@@ -86,6 +90,11 @@ class Residents:
             record.precision,
             partial(self._loaded, key),
         )
+        answers = self._answers.get(record.name)
+        if answers is not None and is_repeatable(graph):
+            fresh.keep_answers(answers, record.digest)
+        elif answers is not None:
+            log.warning("%s v%d draws random numbers: none of its answers is kept", *key)
         self._loaded(key, fresh)
         return self._models.get(key, fresh)
 

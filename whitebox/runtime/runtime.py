@@ -28,6 +28,7 @@ from whitebox.registry.records import ModelInfo, ModelRecord, Registration, vali
 from whitebox.runtime.batching import Batcher
 from whitebox.runtime.composite import Composer, Together
 from whitebox.runtime.engine import Engine, Runnable
+from whitebox.runtime.materialize import Materialized
 from whitebox.runtime.native import llvm_loaded, use_threads
 from whitebox.runtime.params import ParameterStore
 from whitebox.runtime.prepare import NOTHING_BUILT, Preparer
@@ -59,7 +60,9 @@ class Runtime:
     `home` is the folder that holds models, blobs and kernels (default: WHITEBOX_HOME or the user's
     data folder); `threads` how many cores a kernel may use (default: all that are allowed);
     `memory_budget` how many bytes models may hold in memory (default: WHITEBOX_MEMORY_BUDGET, or no
-    bound): those not used for longest make room, and are loaded again when they are asked for.
+    bound): those not used for longest make room, and are loaded again when they are asked for;
+    `cache` how many bytes of answers are kept of some models, by name, to be given again when the
+    same inputs come again (default: none).
     Raises StorageError when the home cannot be used, InvalidInput when the budget is no size.
     """
 
@@ -69,12 +72,14 @@ class Runtime:
         *,
         threads: int | None = None,
         memory_budget: int | None = None,
+        cache: Mapping[str, int] | None = None,
     ) -> None:
         budget = config.memory_budget() if memory_budget is None else memory_budget
         if budget is not None and budget < 1:
             raise InvalidInput(
                 f"a memory budget of {budget} bytes holds nothing; give a larger one"
             )
+        self.answers = {name: Materialized(size) for name, size in (cache or {}).items()}
         self.home = Path(home) if home is not None else config.home()
         self.registry = Registry(self.home)
         self.target = host_target(threads)
@@ -84,7 +89,7 @@ class Runtime:
         self.batcher = Batcher(self.preparer, self.engine)
         self.composer = Composer(self.preparer, self.engine)
         self.residents = Residents(
-            self.registry, budget, lambda: self.engine.arena_bytes, self._let_go
+            self.registry, budget, self.answers, self._other_bytes, self._let_go
         )
         self.catalogue = self.residents.catalogue
         self._serve = self.residents.find
@@ -198,8 +203,13 @@ class Runtime:
                 return dict(zip(model.output_names, results, strict=True))
         values, shapes = model.check(feeds)
         wanted = model.check_outputs(outputs)
-        work = model.ready(shapes, self.preparer, self.engine)
-        return _named(model, wanted, self.engine.run(work, values, model=model.name))
+        key = model.key(values)
+        results = model.kept(key)
+        if results is None:
+            work = model.ready(shapes, self.preparer, self.engine)
+            results = self.engine.run(work, values, model=model.name)
+            model.keep(key, results)
+        return _named(model, wanted, results)
 
     def submit(
         self,
@@ -221,6 +231,16 @@ class Runtime:
         model = self._serve(name, version)
         values, shapes = model.check(feeds)
         wanted = model.check_outputs(outputs)
+        key = model.key(values)
+        kept = model.kept(key)
+        if kept is not None:
+            known: Future[dict[str, np.ndarray]] = Future()
+            known.set_result(_named(model, wanted, kept))
+            return known
+
+        def read(results: list[Any]) -> dict[str, np.ndarray]:
+            model.keep(key, results)
+            return _named(model, wanted, results)
 
         def start(work: Runnable) -> Future[list[Any]]:
             answer = self.engine.submit(
@@ -234,7 +254,7 @@ class Runtime:
             partial(model.find, shapes),
             partial(model.ready, shapes, self.preparer, self.engine),
             start,
-            partial(_named, model, wanted),
+            read,
         )
 
     def brief(
@@ -475,11 +495,19 @@ class Runtime:
             "batched_requests": self.engine.batched,
             "stalled_batches": self.engine.stalls,
             "llvm_loaded": llvm_loaded(),
+            "caches": {
+                name: {"bytes": kept.nbytes, "hits": kept.hits, "misses": kept.misses}
+                for name, kept in self.answers.items()
+            },
         }
 
     def refresh(self) -> None:
         """See what other processes have registered or removed since."""
         self.residents.refresh()
+
+    def _other_bytes(self) -> int:
+        """Memory that counts besides what models hold."""
+        return self.engine.arena_bytes + sum(kept.nbytes for kept in self.answers.values())
 
     def _let_go(self, models: Iterable[ServedModel], parts: Iterable[Part]) -> None:
         """Drop what was kept for models that are no longer in memory."""
