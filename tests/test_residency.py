@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import whitebox
 from whitebox.config import parse_size
 from whitebox.errors import InvalidInput, ModelNotFound
+from whitebox.runtime.executable import Executable
 from whitebox.runtime.materialize import Key, Materialized, digest_of
 from whitebox.runtime.residency import Residency
 
@@ -220,6 +222,22 @@ def test_a_model_that_is_removed_while_it_is_asked_for(tmp_path: Path) -> None:
                 stop.set()
             assert min(asking) > 0
         assert runtime.stats()["models_loaded"] <= 1
+
+
+def test_a_model_with_host_steps_is_free_once_it_is_removed(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 21]>
+    m (float[3, 3] x) => (float y) { z = Add(x, x) y = Det(z) }""")
+    with whitebox.Runtime(tmp_path) as runtime:
+        runtime.register(model, "m")
+        assert runtime.predict("m", {"x": np.eye(3, dtype=np.float32)})["y"] == 8
+        (executable,) = runtime.residents.find("m").executables
+        assert isinstance(executable, Executable)
+        frames = [weakref.ref(frame) for frame in executable._frames.values()]
+        assert len(frames) == 1
+        del executable
+        runtime.unregister("m")
+        gc.collect()
+        assert frames[0]() is None
 
 
 def key(number: int) -> Key:

@@ -7,6 +7,7 @@ Not thread-safe: whoever runs it holds the lane.
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,11 +139,16 @@ class Frame:
 
         body = serial.decode(step.host, no_weights)
 
+        # Weak: the frame has the function, which holds on to this where no garbage collector looks.
+        this = weakref.ref(self)
+
         def run() -> None:
+            frame = this()
+            assert frame is not None
             try:
-                self._run_on_host(body, step)
+                frame._run_on_host(body, step)
             except Exception as error:
-                self._failure = error
+                frame._failure = error
                 raise
 
         return tvm_ffi.convert(run)
