@@ -32,7 +32,7 @@ HOT_REQUESTS = 3
 MAX_SHAPES = 64
 
 # What a small model takes in memory besides its weights and tables: nodes, signature, functions.
-MODEL_BYTES = 40 << 10
+MODEL_BYTES = 56 << 10
 
 Shapes = dict[str, tuple[int, ...]]
 
