@@ -23,13 +23,14 @@ from benchmarks.many.churn import Churn, churn
 from benchmarks.many.engines import Answer, Engine, Onnxruntime, Whitebox, WhiteboxAlone
 from benchmarks.many.load import Timing
 from benchmarks.many.processes import pss_mb
-from benchmarks.many.servers import MLServer, WhiteboxServer
+from benchmarks.many.servers import BudgetedServer, MLServer, WhiteboxServer
 
 ENGINES: dict[str, type[Engine]] = {
     "whitebox": Whitebox,
     "whitebox-alone": WhiteboxAlone,
     "onnxruntime": Onnxruntime,
     "whitebox-rest": WhiteboxServer,
+    "whitebox-budget": BudgetedServer,
     "mlserver": MLServer,
 }
 

@@ -42,7 +42,7 @@ def measure_variants(count: int, tell: Tell) -> Iterator[Row]:
         compiled = sum(kernels for _, kernels in done[1:])
         yield row("kernels compiled for all but the first", "", compiled, "0")
         tell("starting a server on them")
-        with Hosted("whitebox-rest") as server:
+        with Hosted("whitebox-budget") as server:
             start = time.perf_counter()
             server.call("open_home", home)
             seconds = time.perf_counter() - start

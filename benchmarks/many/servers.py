@@ -107,11 +107,20 @@ class Server:
 class WhiteboxServer(Server):
     """`whitebox serve` on a home in which the models are registered."""
 
+    options: tuple[str, ...] = ()
+
     def _start(self, files: Mapping[str, Path], home: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "whitebox.cli", "serve", "--port", str(self._port)]
+        command = [sys.executable, "-m", "whitebox.cli", "serve", *self.options]
+        command += ["--port", str(self._port)]
         return subprocess.Popen(
             command, env={**os.environ, "WHITEBOX_HOME": str(home)}, stdout=subprocess.DEVNULL
         )
+
+
+class BudgetedServer(WhiteboxServer):
+    """As `WhiteboxServer`, in a gigabyte of memory."""
+
+    options = ("--memory-budget", "1g")
 
 
 class MLServer(Server):
