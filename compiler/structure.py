@@ -2,43 +2,102 @@
 
 Two models of one architecture have the same structure: equal graphs once each weight
 (`whitebox.ir.weights`) is replaced by a numbered placeholder, and free dimensions by numbered
-symbols. Passes, plans and kernels are made for the structure, so the second model of an
-architecture runs no pass and compiles nothing.
+symbols. What kernels are compiled for (the scales of a Resize) stays. Passes, plans and kernels are
+made for the structure, so the second model of an architecture runs no pass and compiles nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeAlias
 
 from whitebox.errors import InvalidInput
-from whitebox.ir.graph import CONSTANT, WEIGHT, Graph, Node, Tensor, constant, weight_node
-from whitebox.ir.types import PRECISIONS, Dim, with_dims
+from whitebox.ir.graph import (
+    CONSTANT,
+    WEIGHT,
+    Graph,
+    Node,
+    Tensor,
+    constant,
+    topological,
+    weight_node,
+)
+from whitebox.ir.serial import is_inside
+from whitebox.ir.types import PRECISIONS, Dim, TensorType, with_dims
 from whitebox.ir.weights import is_weight
+
+Ends: TypeAlias = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+class Structure:
+    """A graph over placeholders for its weights. It is decoded when somebody wants the graph.
+
+    `names` are those of the inputs and of the outputs, `constants` the large tensors in it.
+    """
+
+    def __init__(
+        self,
+        digest: str,
+        names: Ends,
+        weight_types: Sequence[TensorType],
+        load: Callable[[], Graph],
+        constants: Sequence[Tensor] = (),
+    ) -> None:
+        self.digest = digest
+        self.names = names
+        self.weight_types = tuple(weight_types)
+        self.constants = tuple(constants)
+        self._load = load
+
+    @classmethod
+    def of(cls, graph: Graph, weights: Sequence[Tensor]) -> Structure:
+        """The structure that `take_weights` has left of a graph with one model."""
+        bare = Graph([replace(graph.model, name="", metadata={})], graph.names)
+        inputs, outputs = ([name for name, _ in e] for e in (bare.model.inputs, bare.model.outputs))
+        types = [weight.type for weight in weights]
+        names = (tuple(inputs), tuple(outputs))
+        large = [tensor for tensor in tensors_of(bare) if not is_inside(tensor)]
+        return cls(bare.digest, names, types, lambda: bare, large)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph; its model has no name."""
+        return self._load()
 
 
 @dataclass(frozen=True)
 class Structured:
     """A model as the compiler sees it: its structure, the weights to fill in, and a precision."""
 
-    structure: Graph
+    structure: Structure
     weights: tuple[Tensor, ...] = field(repr=False)
     precision: str
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InvalidInput(
+                f"precision {self.precision!r} is not available; use one of {', '.join(PRECISIONS)}"
+            )
 
     @classmethod
     def of(cls, graph: Graph, precision: str) -> Structured:
         """Raises InvalidInput when there is no such precision."""
-        if precision not in PRECISIONS:
-            raise InvalidInput(
-                f"precision {precision!r} is not available; use one of {', '.join(PRECISIONS)}"
-            )
-        return cls(*take_weights(graph), precision)
+        from whitebox.passes import spell_weights  # slow to import, and most structures are known
+
+        taken, weights = take_weights(spell_weights(graph))
+        return cls(Structure.of(taken, weights), weights, precision)
 
     @property
     def digest(self) -> str:
         """That of the structure."""
         return self.structure.digest
+
+    @property
+    def graph(self) -> Graph:
+        """The whole graph, weights and all."""
+        return give_weights(self.structure.graph, self.weights)
 
 
 def take_weights(graph: Graph) -> tuple[Graph, tuple[Tensor, ...]]:
@@ -47,11 +106,19 @@ def take_weights(graph: Graph) -> tuple[Graph, tuple[Tensor, ...]]:
     Equal weights get one placeholder: weights that are tied in one model and not in another are
     different structures.
     """
+    from whitebox.ir.ops import traits  # (as above)
+
+    static = {
+        node.inputs[position]
+        for node in graph.nodes
+        for position in traits(node.op).static_inputs
+        if position < len(node.inputs)
+    }
     weights: list[Tensor] = []
     symbols = _Symbols()
 
     def build(node: Node, inputs: tuple[Node | None, ...]) -> Node:
-        if node.op == CONSTANT and is_weight(node):
+        if node.op == CONSTANT and node not in static and is_weight(node.attr("value")):
             weights.append(node.attr("value"))
             return weight_node(len(weights) - 1, node.type)
         return symbols.renamed(node, inputs)
@@ -92,3 +159,21 @@ def give_weights(graph: Graph, weights: tuple[Tensor, ...]) -> Graph:
         return node.with_inputs(inputs)
 
     return graph.map(build)
+
+
+def tensors_of(graph: Graph) -> Iterator[Tensor]:
+    """Every tensor in a graph's attributes, those of nested graphs too."""
+    for model in graph.models.values():
+        roots = [node for _, node in (*model.inputs, *model.outputs)]
+        for node in topological(roots):
+            yield from _tensors_in(node.attrs.values())
+
+
+def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Graph):
+            yield from tensors_of(value)
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors_in(value)

@@ -24,7 +24,7 @@ from whitebox.passes.lower_precision import lower_precision
 from whitebox.passes.quantize import quantize
 from whitebox.passes.record import Decision, decide, recording, running
 from whitebox.passes.share import share
-from whitebox.passes.simplify import simplify
+from whitebox.passes.simplify import simplify, spell_weights
 from whitebox.passes.verify import verify, verify_signature
 
 Pass = Callable[[Graph], Graph]
@@ -154,4 +154,5 @@ __all__ = [
     "passes_for",
     "share",
     "specialize",
+    "spell_weights",
 ]

@@ -53,10 +53,15 @@ def _known(node: Node) -> Node:
     """The constant that a node on constants of the structure is, if it is of the structure too."""
     if node.op not in TYPE_ONLY:
         for source in node.inputs:
-            if source is not None and (not source.is_constant or is_weight(source)):
+            if source is not None and not _is_structure(source):
                 return node
     folded = fold_node(node)
-    return node if folded.is_constant and is_weight(folded) else folded
+    return node if folded.is_constant and not _is_structure(folded) else folded
+
+
+def _is_structure(node: Node) -> bool:
+    """Whether a node is a constant that belongs to a model's structure."""
+    return node.is_constant and not is_weight(node.attr("value"))
 
 
 @rule(*VIEWS)
@@ -149,7 +154,7 @@ def _commutes(node: Node) -> bool:
 def _digest(node: Node, inputs: list[bytes]) -> bytes:
     """How a node is computed, given how its inputs are."""
     parts = [node.op.encode(), b"%d" % node.version, *inputs]
-    if node.op != CONSTANT or not is_weight(node):
+    if node.op != CONSTANT or _is_structure(node):
         parts += [key.encode() + canonical(value) for key, value in node.attrs.items()]
     parts += [_nameless(type) for type in node.types]
     return hashlib.blake2b(b"\0".join(parts), digest_size=16).digest()

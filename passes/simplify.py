@@ -10,7 +10,7 @@ from whitebox.ir.graph import Graph
 from whitebox.passes.rewrite import Rule, rewrite
 from whitebox.passes.rules.affine import AFFINE
 from whitebox.passes.rules.algebra import ALGEBRA
-from whitebox.passes.rules.ml import MACHINE_LEARNING
+from whitebox.passes.rules.ml import LINEAR, MACHINE_LEARNING, ML
 from whitebox.passes.rules.movement import MOVEMENT
 from whitebox.passes.rules.norm import NORM
 from whitebox.passes.rules.precision import PRECISION
@@ -25,6 +25,12 @@ from whitebox.passes.rules.unit_axes import UNIT_AXES
 def simplify(graph: Graph) -> Graph:
     """Apply RULES until none fires."""
     return rewrite(graph, RULES)
+
+
+def spell_weights(graph: Graph) -> Graph:
+    """The graph with weights as constants where operators hold them as attributes."""
+    ops = {ML + name for name in ("Scaler", "LinearRegressor", "LinearClassifier")}
+    return rewrite(graph, LINEAR) if any(node.op in ops for node in graph.nodes) else graph
 
 
 # The order matters only where two rules match the same node: the first one wins.

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from whitebox.errors import InvalidName, ModelNotFound, StorageError
+from whitebox.ir import serial
 from whitebox.ir.graph import Graph, Model, Node, Tensor, constant, input_node
 from whitebox.ir.types import MapType, OptionalType, SequenceType, TensorType, Type
 from whitebox.registry import ModelInfo, Registry, TensorSpec, derived, validate_name
@@ -280,7 +281,7 @@ def test_a_damaged_graph_is_named_and_registering_again_heals_it(
 ) -> None:
     record, *_ = registry.add("m", chain(0))
     with sqlite3.connect(home / "registry.db") as connection:
-        connection.execute("UPDATE graphs SET data = substr(data, 1, 100)")
+        connection.execute("UPDATE structures SET data = substr(data, 1, 100)")
     with pytest.raises(StorageError, match="m v1: a stored graph is damaged; register"):
         registry.graph(record)
     assert registry.add("m", chain(0))[:2] == (record, False)
@@ -348,6 +349,61 @@ def test_a_newer_or_foreign_database_is_left_alone(home: Path) -> None:
     (home / "registry.db").write_bytes(b"no database " * 1000)
     with pytest.raises(StorageError, match="not a database: restore"):
         Registry(home)
+
+
+def _make_schema_1(home: Path, graphs: dict[str, Graph]) -> None:
+    """Turn a home into what the first schema made of these models."""
+    with sqlite3.connect(home / "registry.db") as connection:
+        for statement in (
+            "DROP TABLE contents",
+            "DROP TABLE structures",
+            "CREATE TABLE graphs (version INTEGER PRIMARY KEY REFERENCES versions (id)"
+            " ON DELETE CASCADE, data BLOB NOT NULL)",
+            "UPDATE versions SET digest = 'old' || id",
+            "PRAGMA user_version = 1",
+        ):
+            connection.execute(statement)
+        for name, graph in graphs.items():
+            connection.execute(
+                "INSERT INTO graphs SELECT versions.id, ? FROM versions "
+                "JOIN models ON models.id = model WHERE name = ?",
+                (serial.encode(graph), name),
+            )
+
+
+def test_a_home_of_the_first_schema_is_brought_up(home: Path) -> None:
+    graphs = {"a": chain(0), "b": chain(1), "c": chain(0, layers=1)}
+    with Registry(home) as registry:
+        for name, graph in graphs.items():
+            registry.add(name, graph)
+    _make_schema_1(home, graphs)
+    with sqlite3.connect(home / "registry.db") as connection:
+        connection.execute("UPDATE graphs SET data = substr(data, 1, 90) WHERE version = 3")
+    with Registry(home) as registry:
+        for name in ("a", "b"):
+            assert registry.graph(registry.get(name)).digest == graphs[name].digest
+            assert registry.add(name, graphs[name])[1] is False
+        with pytest.raises(ModelNotFound):
+            registry.graph(registry.get("c"))
+        registry.add("c", graphs["c"])
+        assert registry.graph(registry.get("c")).digest == graphs["c"].digest
+    with Registry(home) as registry:
+        assert len(registry.list()) == 4
+
+
+def test_a_structure_is_stored_once_and_goes_with_its_last_model(registry: Registry) -> None:
+    def stored() -> int:
+        return int(registry._database.query("SELECT count(*) FROM structures")[0][0])
+
+    for name, seed in (("a", 0), ("b", 1), ("c", 2)):
+        registry.add(name, chain(seed))
+    registry.add("d", chain(0, layers=2))
+    assert stored() == 2
+    first, second = (registry.model(registry.get(name)) for name in "ab")
+    assert first.structure is second.structure
+    for name in "abc":
+        registry.remove(name)
+    assert stored() == 1
 
 
 def test_a_home_is_for_its_owner_only(registry: Registry, home: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 import whitebox
 from whitebox.errors import InvalidInput, InvalidName, ModelNotFound, Overloaded
 from whitebox.ir import onnx_schema
+from whitebox.runtime import runtime as runtime_module
 from whitebox.runtime.memory import ALIGNMENT, Lifetime, plan_memory
 
 MLP = """
@@ -57,8 +58,60 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[whitebox.Runti
         yield runtime
 
 
+PIPELINE = """
+<ir_version: 10, opset_import: ["" : 21, "ai.onnx.ml" : 3]>
+pipeline (float[N, 6] x) => (int64[N] label, float[N, 3] y) {{
+   s = ai.onnx.ml.Scaler <offset = {offset}, scale = {scale}> (x)
+   c = Mul(s, w)
+   label, y = ai.onnx.ml.LinearClassifier <coefficients = {coefficients}, intercepts = {intercepts},
+      classlabels_ints = [0, 1, 2], post_transform = "SOFTMAX"> (c)
+}}"""
+
+
+def pipeline(seed: int) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A classifier with few numbers of its own, as operators' attributes and as a short vector."""
+    random = np.random.default_rng(seed)
+    sizes = {"offset": 6, "scale": 6, "coefficients": 18, "intercepts": 3, "w": 6}
+    own = {name: random.standard_normal(n).astype(np.float32) for name, n in sizes.items()}
+    text = PIPELINE.format(**{name: values.tolist() for name, values in own.items()})
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(own["w"], "w"))
+    return model, own
+
+
 def batch(n: int) -> np.ndarray:
     return np.random.default_rng(n).standard_normal((n, 32)).astype(np.float32)
+
+
+def test_pipelines_that_differ_in_short_vectors_and_coefficients_are_variants(
+    runtime: whitebox.Runtime,
+) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32)
+    for seed in range(3):
+        model, own = pipeline(seed)
+        done = runtime.register(model, f"pipeline{seed}")
+        assert seed == 0 or (done.kernels_compiled, done.created) == (0, True)
+        z = (x - own["offset"]) * own["scale"] * own["w"]
+        z = z @ own["coefficients"].reshape(3, 6).T + own["intercepts"]
+        powers = np.exp(z - z.max(-1, keepdims=True))
+        got = runtime.predict(f"pipeline{seed}", {"x": x})
+        np.testing.assert_allclose(got["y"], powers / powers.sum(-1, keepdims=True), rtol=1e-5)
+        np.testing.assert_array_equal(got["label"], z.argmax(-1))
+
+
+def test_one_model_of_each_structure_is_loaded_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with whitebox.Runtime(tmp_path) as runtime:
+        for seed in range(3):
+            runtime.register(mlp(seed), f"variant{seed}")
+        runtime.register(pipeline(0)[0], "pipeline")
+    for seconds, loaded in ((-1.0, 2), (60.0, 4)):
+        monkeypatch.setattr(runtime_module, "WARM_SECONDS", seconds)
+        with whitebox.Runtime(tmp_path) as runtime:
+            runtime.warm()
+            assert runtime.stats()["models_loaded"] == loaded
+            assert runtime.stats()["kernels_compiled"] == 0
 
 
 def test_variants_share_kernels_and_answer_with_their_own_weights(

@@ -98,7 +98,7 @@ def test_the_encoder_is_computed_once(runtime: Runtime) -> None:
     found = runtime.overlap(names)
     assert found.steps == (4, 4, 4, 4)
     assert found.distinct_steps == 2 + 4 * 2
-    assert found.distinct_weight_bytes == 4 * (2 * 32 * 32 + 4 * 32 * 3)
+    assert found.distinct_weight_bytes == 4 * (2 * 32 * 32 + 4 * (32 * 3 + 3))
     assert found.distinct_kernels == found.kernels[0]
     assert "MatMul+Relu (3× less)" in found.shared
     assert "together" in str(found)

@@ -21,10 +21,12 @@ _FLOAT32 = ONNX_DTYPES.index("float32")
 
 
 def as_floats(x: Node | None) -> Node | None:
-    """A matrix of numbers as float32; None when `x` is something else."""
-    if x is None or not isinstance(x.type, TensorType) or not x.type.is_static:
+    """A matrix of numbers as float32, rows of one length; None when `x` is something else."""
+    if x is None or not isinstance(x.type, TensorType) or x.type.shape is None:
         return None
-    if x.type.rank != 2 or x.type.dtype in ("string", "float64"):
+    if len(x.type.shape) != 2 or x.type.dtype in ("string", "float64"):
+        return None
+    if not isinstance(x.type.shape[1], int):
         return None
     return x if x.type.dtype == "float32" else ops.node("Cast", x, to=_FLOAT32)
 
@@ -85,10 +87,15 @@ def array_feature_extractor(node: Node) -> Node | None:
     return reshape(found, dims)
 
 
-def _linear(x: Node, coefficients: tuple[float, ...], intercepts: tuple[float, ...]) -> Node:
+def _linear(
+    x: Node, coefficients: tuple[float, ...], intercepts: tuple[float, ...], results: int
+) -> Node | None:
     """x · Wᵀ + b, one row of coefficients a result."""
-    features = x.tensor.dims[1]
-    weight = np.asarray(coefficients, np.float32).reshape(-1, features).T
+    dims = x.tensor.shape
+    assert dims is not None
+    if dims[1] != len(coefficients) / results:
+        return None
+    weight = np.asarray(coefficients, np.float32).reshape(results, -1).T
     product = ops.node("MatMul", x, constant(np.ascontiguousarray(weight)))
     return ops.node("Add", product, matrix(intercepts)) if intercepts else product
 
@@ -109,11 +116,11 @@ def transformed(scores: Node, transform: str) -> Node | None:
 def linear_regressor(node: Node) -> Node | None:
     """LinearRegressor(x) = transform(x · Wᵀ + b)"""
     x = as_floats(node.inputs[0])
-    coefficients = node.attr("coefficients", ())
-    if x is None or len(coefficients) != x.tensor.dims[1] * node.attr("targets", 1):
+    if x is None:
         return None
-    scores = _linear(x, coefficients, node.attr("intercepts", ()))
-    return transformed(scores, node.attr("post_transform", "NONE"))
+    intercepts = node.attr("intercepts", ())
+    scores = _linear(x, node.attr("coefficients", ()), intercepts, node.attr("targets", 1))
+    return None if scores is None else transformed(scores, node.attr("post_transform", "NONE"))
 
 
 def labels(node: Node, scores: Node, key: str) -> Node | None:
@@ -134,11 +141,13 @@ def linear_classifier(node: Node) -> Node | None:
     if source is None or source.op != ML + "LinearClassifier":
         return None
     x = as_floats(source.inputs[0])
-    coefficients = source.attr("coefficients", ())
     classes = source.attr("classlabels_ints") or source.attr("classlabels_strings") or ()
-    if x is None or len(classes) < 2 or len(coefficients) != x.tensor.dims[1] * len(classes):
+    if x is None or len(classes) < 2:
         return None
-    scores = _linear(x, coefficients, source.attr("intercepts", ()))
+    intercepts = source.attr("intercepts", ())
+    scores = _linear(x, source.attr("coefficients", ()), intercepts, len(classes))
+    if scores is None:
+        return None
     if node.attr("index") == 1:
         return transformed(scores, source.attr("post_transform", "NONE"))
     return labels(source, scores, "classlabels_ints")
@@ -149,7 +158,7 @@ def tree_regressor(node: Node) -> Node | None:
     """TreeEnsembleRegressor(x) = transform(Σ leaves)"""
     x = as_floats(node.inputs[0])
     forest = forest_of(node, "target", node.attr("n_targets", 1))
-    if x is None or forest is None:
+    if x is None or not x.tensor.is_static or forest is None:
         return None
     scores = tree_scores(x, forest, node.attr("aggregate_function", "SUM"))
     if scores is None:
@@ -183,7 +192,7 @@ def tree_classifier(node: Node) -> Node | None:
     if len(classes) < 2:
         return None
     forest = forest_of(source, "class", 1 if binary else len(classes))
-    if x is None or forest is None:
+    if x is None or not x.tensor.is_static or forest is None:
         return None
     scores = tree_scores(x, forest, "SUM")
     if scores is None:
@@ -212,13 +221,14 @@ def both_classes(score: Node, probability: bool) -> Node:
     return ops.node("Concat", other, score, axis=1)
 
 
+# Those that hold weights as attributes, and need not know how many rows there are.
+LINEAR: tuple[Rule, ...] = (scaler, linear_regressor, linear_classifier)
+
 MACHINE_LEARNING: tuple[Rule, ...] = (
     imputer,
-    scaler,
+    *LINEAR,
     normalizer,
     array_feature_extractor,
-    linear_regressor,
-    linear_classifier,
     tree_regressor,
     tree_ensemble,
     tree_classifier,

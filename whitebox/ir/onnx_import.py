@@ -55,24 +55,35 @@ class Importer:
     _draws: int = 0
     _unfolded: int = 0
 
-    def graph(self, name: str, proto: onnx.GraphProto, opsets: Mapping[str, int]) -> Graph:
-        """The whole graph, as the model `name`."""
+    def graph(
+        self,
+        name: str,
+        proto: onnx.GraphProto,
+        opsets: Mapping[str, int],
+        initializers: Sequence[Tensor] | None = None,
+    ) -> Graph:
+        """The whole graph, as the model `name`; `initializers` are its own, if read already."""
         scope = Scope(opsets)
-        inputs = self._declare(proto, scope)
+        inputs = self._declare(proto, scope, initializers=initializers)
         outputs = self._fill(proto, scope)
         if not outputs:
             raise InvalidModel("the graph has no outputs; correct the model")
         return Graph([Model(name, tuple(inputs), tuple(outputs))], self.names)
 
     def _declare(
-        self, proto: onnx.GraphProto, scope: Scope, types: Sequence[Type | None] = ()
+        self,
+        proto: onnx.GraphProto,
+        scope: Scope,
+        types: Sequence[Type | None] = (),
+        initializers: Sequence[Tensor] | None = None,
     ) -> Signature:
         """Define initializers and inputs; an input with an initializer is a constant.
 
         `types` are those a body is called with; beyond them the declared ones count.
         """
-        tensors = self.reader.tensors(proto.initializer)
-        for initializer, tensor in zip(proto.initializer, tensors, strict=True):
+        if initializers is None:
+            initializers = self.reader.tensors(proto.initializer)
+        for initializer, tensor in zip(proto.initializer, initializers, strict=True):
             scope.define(initializer.name, constant(tensor))
         for sparse in proto.sparse_initializer:
             scope.define(sparse.values.name, constant(self._dense(sparse)))

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import re
 import textwrap
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -19,16 +20,46 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from whitebox.errors import InvalidModel
-from whitebox.ir.graph import Graph
+from whitebox.ir.graph import Graph, Tensor
 from whitebox.ir.onnx_checks import checked_opsets
 from whitebox.ir.onnx_import import Importer
 from whitebox.ir.onnx_proto import text
 from whitebox.ir.onnx_tensors import TensorReader
 from whitebox.ir.onnx_wire import Aside, set_aside
 
-__all__ = ["dump", "load"]
+__all__ = ["Opened", "dump", "load", "open_model"]
 
 _MESSAGE_LENGTH = 600
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model file that has been read, its initializers too, but not made a graph yet.
+
+    `outline` identifies all of the file but the initializers' data and what it says about itself;
+    None where that cannot be told apart.
+    """
+
+    label: str
+    proto: onnx.ModelProto
+    opsets: Mapping[str, int]
+    reader: TensorReader
+    initializers: Sequence[Tensor]
+    identity: Callable[[], str]
+    metadata: dict[str, str]
+    outline: str | None
+
+    def graph(self, name: str, initializers: Sequence[Tensor] | None = None) -> Graph:
+        """The graph, under this name, with other tensors as initializers if any are given.
+
+        Raises InvalidModel or UnsupportedOperator.
+        """
+        tensors = self.initializers if initializers is None else initializers
+        with _in_words(self.label):
+            functions = {(f.domain, f.name, f.overload): f for f in self.proto.functions}
+            importer = Importer(functions, self.reader, self.identity)
+            graph = importer.graph(name, self.proto.graph, self.opsets, tensors)
+        return Graph([replace(graph.model, metadata=self.metadata)], graph.names)
 
 
 def load(source: str | Path | bytes | onnx.ModelProto, name: str | None = None) -> Graph:
@@ -37,24 +68,52 @@ def load(source: str | Path | bytes | onnx.ModelProto, name: str | None = None) 
     Raises InvalidModel (UnsupportedOperator for an operator that ONNX does not define).
     """
     path = Path(source) if isinstance(source, (str, Path)) else None
+    return open_model(source).graph(name or default_name(path))
+
+
+def open_model(source: str | Path | bytes | onnx.ModelProto) -> Opened:
+    """Read a model file as far as its initializers. Raises InvalidModel."""
+    path = Path(source) if isinstance(source, (str, Path)) else None
     label = path.name if path is not None else "the model"
-    try:
+    with _in_words(label):
         data = _read(Path(source)) if isinstance(source, (str, Path)) else source
         aside = Aside()
         proto = _parsed(data, aside) if isinstance(data, bytes) else data
         if not proto.HasField("graph") or not proto.ir_version:
             raise InvalidModel("is no ONNX model: it holds no graph; export or download it again")
         opsets = checked_opsets(proto)
-        importer = Importer(
-            {(f.domain, f.name, f.overload): f for f in proto.functions},
-            TensorReader(path.parent if path is not None else None, aside),
-            cache(lambda: _identity(data)),
-        )
-        graph = importer.graph(name or default_name(path), proto.graph, opsets)
+        reader = TensorReader(path.parent if path is not None else None, aside)
+        tensors = reader.tensors(proto.graph.initializer)
+        metadata = _metadata(proto, opsets)
+        outline = _outline(proto, aside) if isinstance(data, bytes) else None
+        identity = cache(lambda: _identity(data))
+        return Opened(label, proto, opsets, reader, tensors, identity, metadata, outline)
+
+
+@contextmanager
+def _in_words(label: str) -> Iterator[None]:
+    """Errors in one line that names the file."""
+    try:
+        yield
     except InvalidModel as error:
         raise type(error)(_one_line(f"{label}: {error}")) from error
-    model = replace(graph.model, metadata=_metadata(proto, opsets))
-    return Graph([model], graph.names)
+
+
+# Where the data of an initializer may be.
+_DATA = "raw_data float_data double_data int32_data int64_data uint64_data string_data".split()
+_ABOUT = "doc_string domain metadata_props model_version producer_name producer_version".split()
+
+
+def _outline(proto: onnx.ModelProto, aside: Aside) -> str | None:
+    """The digest of the rest of a model whose initializers have been read: they lose their data."""
+    for initializer in proto.graph.initializer:
+        for data in _DATA:
+            initializer.ClearField(data)
+    for about in _ABOUT:
+        proto.ClearField(about)
+    rest = proto.SerializeToString(deterministic=True)
+    # Data that was set aside elsewhere is not in it.
+    return None if aside.secret in rest else hashlib.sha256(rest).hexdigest()
 
 
 def default_name(path: Path | None) -> str:

@@ -69,6 +69,20 @@ def decode(data: bytes, tensor: Fetch, weights: Sequence[Tensor] | None = None) 
     return _graph_in(msgspec.msgpack.decode(payload), tensor, weights)
 
 
+def is_inside(tensor: Tensor, inline_limit: int = 1024) -> bool:
+    """Whether a tensor's bytes are written with the graph."""
+    if tensor.type.nbytes > inline_limit:
+        return False
+    return tensor.type.dtype != "string" or len(string_bytes(tensor.array)) <= inline_limit
+
+
+def is_intact(data: bytes) -> bool:
+    """Whether `decode` would read what `encode` of this version wrote."""
+    if len(data) < _HEADER.size:
+        return False
+    return _HEADER.unpack_from(data) == (_MAGIC, VERSION, _checksum(data[_HEADER.size :]))
+
+
 def _checksum(payload: bytes) -> bytes:
     return hashlib.sha256(payload).digest()[:16]
 
@@ -159,11 +173,10 @@ def _attr_in(value: Any, fetch: Fetch) -> Any:
 
 def _data_out(tensor: Tensor, limit: int) -> bytes | None:
     """The bytes of a small tensor, as they are hashed."""
-    if tensor.type.nbytes > limit:
+    if not is_inside(tensor, limit):
         return None
     data = tensor.array
-    raw = string_bytes(data) if data.dtype == object else data.tobytes()
-    return raw if len(raw) <= limit else None
+    return string_bytes(data) if data.dtype == object else data.tobytes()
 
 
 def _tensor_in(type: Type, digest: str, data: bytes | None, fetch: Fetch) -> Tensor:

@@ -121,37 +121,32 @@ class BlobStore:
 
     def tensor(self, digest: str, type: TensorType) -> np.ndarray:
         """A stored tensor, read-only, on mapped pages (strings are decoded)."""
-        return self.reader(digest, type)()
+        return self.readers({digest: type})[digest]()
 
-    def reader(self, digest: str, type: TensorType) -> Callable[[], np.ndarray]:
-        """What gives a stored tensor each time it is called, even after the blob was dropped."""
-        raw = self._pages(digest, type)
-        if type.dtype == "string":
-            return partial(_decode_strings, raw, type)
-        if raw.nbytes != type.nbytes:
-            raise StorageError(
-                f"the blob {digest} has {raw.nbytes} bytes, {type} takes {type.nbytes}: "
-                "register the model that uses it again"
-            )
-        array = raw.view(numpy_dtype(type.dtype)).reshape(type.dims)
-        return lambda: array
+    def readers(self, wanted: Mapping[str, TensorType]) -> dict[str, Callable[[], np.ndarray]]:
+        """What gives a stored tensor each time it is called, even after the blob was dropped.
 
-    def _pages(self, digest: str, type: TensorType) -> np.ndarray:
-        rows = self._database.query(
-            "SELECT file, packs.nbytes, offset, blobs.nbytes FROM blobs "
-            "JOIN packs ON packs.id = pack WHERE digest = ?",
-            (digest,),
+        By digest. Raises StorageError when one is not there.
+        """
+        rows = self._database.query_in(
+            "SELECT digest, file, packs.nbytes, offset, blobs.nbytes FROM blobs "
+            "JOIN packs ON packs.id = pack WHERE digest",
+            wanted,
         )
-        if not rows:
-            raise StorageError(
-                f"the weights {digest} ({type}) are not in {self._packs.folder}: "
-                "register the model that uses them again"
-            )
-        file, size, offset, nbytes = rows[0]
-        try:
-            return self._packs.map(Pack(file, size))[offset : offset + nbytes]
-        except OSError as error:
-            raise StorageError(self._damage(file, _reason(error))) from error
+        readers: dict[str, Callable[[], np.ndarray]] = {}
+        for digest, file, size, offset, nbytes in rows:
+            try:
+                raw = self._packs.map(Pack(file, size))[offset : offset + nbytes]
+            except OSError as error:
+                raise StorageError(self._damage(file, _reason(error))) from error
+            readers[digest] = _reader(digest, wanted[digest], raw)
+        for digest, type in wanted.items():
+            if digest not in readers:
+                raise StorageError(
+                    f"the weights {digest} ({type}) are not in {self._packs.folder}: "
+                    "register the model that uses them again"
+                )
+        return readers
 
     def verify(self) -> list[str]:
         """Read every blob and compare its digest; one line for each damaged pack."""
@@ -202,6 +197,18 @@ class BlobStore:
                     connection.execute(f"DELETE {unused}")
             known = {file for (file,) in self._database.query("SELECT file FROM packs")}
             return sum(self._packs.remove(f) for f in self._packs.files() if f not in known)
+
+
+def _reader(digest: str, type: TensorType, raw: np.ndarray) -> Callable[[], np.ndarray]:
+    if type.dtype == "string":
+        return partial(_decode_strings, raw, type)
+    if raw.nbytes != type.nbytes:
+        raise StorageError(
+            f"the blob {digest} has {raw.nbytes} bytes, {type} takes {type.nbytes}: "
+            "register the model that uses it again"
+        )
+    array = raw.view(numpy_dtype(type.dtype)).reshape(type.dims)
+    return lambda: array
 
 
 def _bytes_of_tensor(tensor: Tensor) -> np.ndarray:

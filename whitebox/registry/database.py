@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from whitebox.errors import StorageError
 from whitebox.registry.lock import HomeLock
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT_S = 30.0
 
 Row: TypeAlias = tuple[Any, ...]
@@ -38,10 +38,6 @@ CREATE TABLE versions (
     created REAL NOT NULL,
     UNIQUE (model, version),
     UNIQUE (model, digest)
-);
-CREATE TABLE graphs (
-    version INTEGER PRIMARY KEY REFERENCES versions (id) ON DELETE CASCADE,
-    data BLOB NOT NULL
 );
 CREATE TABLE packs (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -76,6 +72,23 @@ CREATE TABLE state (generation INTEGER NOT NULL);
 INSERT INTO state VALUES (0);
 """
 
+NEW_IN_2 = """
+CREATE TABLE structures (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    key TEXT NOT NULL UNIQUE,
+    digest TEXT NOT NULL,
+    names BLOB NOT NULL,
+    weight_types BLOB NOT NULL,
+    data BLOB NOT NULL
+);
+CREATE TABLE contents (
+    version INTEGER PRIMARY KEY REFERENCES versions (id) ON DELETE CASCADE,
+    structure INTEGER NOT NULL REFERENCES structures (id),
+    weights BLOB NOT NULL
+);
+CREATE INDEX contents_by_structure ON contents (structure);
+"""
+
 
 class Database:
     """One connection to `path`, shared by the threads of this process under a lock."""
@@ -95,13 +108,13 @@ class Database:
 
     def _prepare(self, home_lock: HomeLock) -> None:
         """Check the schema's version before anything is written; create the schema if new."""
-        if self._schema_version() > SCHEMA_VERSION:
+        if self.schema_version() > SCHEMA_VERSION:
             raise StorageError(
-                f"{self.path} was written by a newer whitebox (schema {self._schema_version()}, "
+                f"{self.path} was written by a newer whitebox (schema {self.schema_version()}, "
                 f"this one reads {SCHEMA_VERSION}): upgrade whitebox, or set WHITEBOX_HOME to "
                 "another folder"
             )
-        if self._schema_version() == 0:
+        if self.schema_version() == 0:
             # Alone: SQLite does not wait for others while it switches a new file to WAL.
             with home_lock.exclusive(wait=True):
                 self._connection.execute("PRAGMA journal_mode = WAL")
@@ -113,12 +126,13 @@ class Database:
 
     def _create_schema(self) -> None:
         with self.transaction():
-            if self._schema_version() == 0:  # another process may have been first
-                for statement in _SCHEMA.split(";\n"):
+            if self.schema_version() == 0:  # another process may have been first
+                for statement in (_SCHEMA + NEW_IN_2).split(";\n"):
                     self._connection.execute(statement)
                 self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
-    def _schema_version(self) -> int:
+    def schema_version(self) -> int:
+        """0 for a new database. One of an older version is for `upgrade`."""
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         return int(version)
 

@@ -11,10 +11,11 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
+from whitebox.compiler.structure import Structured
 from whitebox.errors import InvalidName
 from whitebox.ir.graph import Model
 from whitebox.ir.types import Dim, MapType, OptionalType, SequenceType, TensorType, Type
@@ -44,6 +45,9 @@ class TensorSpec(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.name} {self.type}"
+
+
+Signature: TypeAlias = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 
 
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,17 +138,16 @@ def validate_name(name: str) -> str:
     return name
 
 
-def signature_of(model: Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+def signature_of(model: Model) -> Signature:
     """The input and output specs of a graph's model."""
     inputs = tuple(TensorSpec(name, node.type) for name, node in model.inputs)
     return inputs, tuple(TensorSpec(name, node.type) for name, node in model.outputs)
 
 
-def identity(model: Model, graph_digest: str, precision: str) -> str:
-    """The digest of a version: a graph's own leaves out the names that requests use."""
-    names = [[name for name, _ in ends] for ends in (model.inputs, model.outputs)]
-    # float32 adds nothing, so that versions of older homes keep their digests.
-    parts = [graph_digest, names, *([] if precision == "f32" else [precision])]
+def identity(model: Structured) -> str:
+    """The digest of a version: what it computes, the names that requests use, the precision."""
+    weights = [weight.digest for weight in model.weights]
+    parts = [model.digest, weights, model.structure.names, model.precision]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
 
 
@@ -155,7 +158,7 @@ def encode_signature(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]
 
 
 @lru_cache(maxsize=4096)  # variants of an architecture have one signature
-def decode_signature(data: bytes) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+def decode_signature(data: bytes) -> Signature:
     """The specs that `encode_signature` wrote."""
     inputs, outputs = (
         tuple(TensorSpec(name, _type_from_json(type)) for name, type in end)

@@ -11,8 +11,7 @@ from __future__ import annotations
 import difflib
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +20,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from whitebox.compiler.structure import Structured
 from whitebox.errors import ModelNotFound, StorageError
-from whitebox.ir.graph import Graph, Tensor, string_bytes, topological
-from whitebox.ir.serial import decode, encode
-from whitebox.ir.types import TensorType
+from whitebox.ir.graph import Graph
 from whitebox.registry.blobs import BlobStore
 from whitebox.registry.database import Database, Row
 from whitebox.registry.derived import DerivedStore
@@ -32,14 +30,15 @@ from whitebox.registry.lock import HomeLock
 from whitebox.registry.packs import PackFolder
 from whitebox.registry.records import (
     ModelRecord,
+    Signature,
     decode_signature,
     encode_signature,
     identity,
     signature_of,
     validate_name,
 )
-
-INLINE_LIMIT = 1024  # bytes; smaller tensors are written with the graph
+from whitebox.registry.structures import StructureStore, large_tensors, nbytes
+from whitebox.registry.upgrade import upgrade
 
 _RECORDS = (
     "SELECT name, version, signature, digest, created, nbytes, metadata "
@@ -58,6 +57,8 @@ class Registry:
         packs = PackFolder(self.home / "blobs")
         self.blobs = BlobStore(packs, self._database, self._lock)
         self._derived = DerivedStore(packs, self._database, self._lock)
+        self._structures = StructureStore(self._database, self.blobs)
+        upgrade(self._database, self.blobs, self._structures, self._lock)
         self.sweep()
 
     def add(
@@ -67,31 +68,38 @@ class Registry:
         metadata: Mapping[str, Any] | None = None,
         precision: str = "f32",
     ) -> tuple[ModelRecord, bool, int, int]:
-        """Register the graph's only model as a new version of `name`.
+        """Register the graph's only model as a new version of `name`: see `keep`."""
+        validate_name(name)
+        model = Structured.of(graph, precision)
+        return self.keep(name, model, signature_of(graph.model), metadata)
+
+    def keep(
+        self,
+        name: str,
+        model: Structured,
+        signature: Signature,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> tuple[ModelRecord, bool, int, int]:
+        """Register a model as a new version of `name`.
 
         Gives the record, whether it is new, bytes of weights written and bytes already stored.
         When the newest or an older version has the same content and precision, that one is given
         back.
         """
         validate_name(name)
-        model = replace(graph.model, name=name)
-        named = Graph([model], graph.names)
-        tensors = {tensor.digest: tensor for tensor in tensors_of(named)}
-        data = encode(named, INLINE_LIMIT)
-        large = _referenced(data, tensors)
-        inputs, outputs = signature_of(model)
         with self._lock.shared():
-            staged = self.blobs.stage(large)
+            staged = self.blobs.stage(large_tensors(model))
             with self._database.transaction() as connection:
                 packs = self.blobs.index(connection, staged)
                 row = (
-                    identity(model, graph.digest, precision),
-                    encode_signature(inputs, outputs),
-                    msgspec.json.encode({**(metadata or {}), "precision": precision}),
-                    sum(map(_nbytes, tensors.values())),
+                    identity(model),
+                    encode_signature(*signature),
+                    msgspec.json.encode({**(metadata or {}), "precision": model.precision}),
+                    nbytes(model),
                     time.time(),
                 )
-                version, created = _insert_version(connection, name, row, data, packs)
+                id_, version, created = _insert_version(connection, name, row, packs)
+                self._structures.insert(connection, id_, model)
                 record = self.get(name, version)
         return record, created, staged.new_bytes, staged.shared_bytes
 
@@ -125,21 +133,29 @@ class Registry:
         ((count,),) = self._database.query("SELECT count(*) FROM versions")
         return int(count)
 
-    def graph(self, record: ModelRecord) -> Graph:
-        """The graph of a version. Its large tensors are read from mapped pages on demand."""
+    def structures(self) -> dict[tuple[str, int], int]:
+        """The number of the structure of each version, by name and version."""
         rows = self._database.query(
-            "SELECT data FROM graphs JOIN versions ON versions.id = graphs.version "
-            "JOIN models ON models.id = model WHERE name = ? AND versions.version = ?",
-            (record.name, record.version),
+            "SELECT name, versions.version, structure FROM contents "
+            "JOIN versions ON versions.id = contents.version JOIN models ON models.id = model"
         )
-        if not rows:
-            raise self._not_found(record.name, record.version)
+        return {(name, version): structure for name, version, structure in rows}
 
-        def stored(digest: str, type: TensorType) -> Tensor:
-            return Tensor(type, digest, load=self.blobs.reader(digest, type))
-
+    def model(self, record: ModelRecord) -> Structured:
+        """A version's structure and weights, which are read from mapped pages on demand."""
         try:
-            return decode(rows[0][0], stored)
+            found = self._structures.load(record.name, record.version, record.precision)
+        except StorageError as error:
+            raise StorageError(f"{record.name} v{record.version}: {error}") from error
+        if found is None:
+            raise self._not_found(record.name, record.version)
+        return found
+
+    def graph(self, record: ModelRecord) -> Graph:
+        """The graph of a version, weights and all."""
+        model = self.model(record)
+        try:
+            return model.graph
         except StorageError as error:
             raise StorageError(f"{record.name} v{record.version}: {error}") from error
 
@@ -153,6 +169,7 @@ class Registry:
             ).rowcount
             if not removed:
                 raise self._not_found(name, version)
+            self._structures.sweep(connection)
             connection.execute("UPDATE state SET generation = generation + 1")
         self.sweep()
 
@@ -211,50 +228,10 @@ class Registry:
         return ModelNotFound(f"no model {name[:200]!r} is registered: {step}")
 
 
-def tensors_of(graph: Graph) -> Iterator[Tensor]:
-    """Every tensor in a graph's attributes, those of nested graphs too."""
-    for model in graph.models.values():
-        roots = [node for _, node in (*model.inputs, *model.outputs)]
-        for node in topological(roots):
-            yield from _tensors_in(node.attrs.values())
-
-
-def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, Graph):
-            yield from tensors_of(value)
-        elif isinstance(value, (tuple, list)):
-            yield from _tensors_in(value)
-
-
-def _referenced(data: bytes, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    """The tensors that an encoded graph refers to, found by decoding it.
-
-    So a graph is only ever stored when it can be read back.
-    """
-    found: list[Tensor] = []
-
-    def note(digest: str, type: TensorType) -> Tensor:
-        found.append(tensors[digest])
-        return Tensor(type, digest, load=lambda: tensors[digest].array)
-
-    decode(data, note)
-    return found
-
-
-def _nbytes(tensor: Tensor) -> int:
-    """Bytes of a tensor as it is stored."""
-    if tensor.type.dtype == "string":
-        return len(string_bytes(tensor.array))
-    return tensor.type.nbytes
-
-
 def _insert_version(
-    connection: sqlite3.Connection, name: str, row: Row, data: bytes, packs: set[int]
-) -> tuple[int, bool]:
-    """The version with this content, made when it is not there, and whether it was made."""
+    connection: sqlite3.Connection, name: str, row: Row, packs: set[int]
+) -> tuple[int, int, bool]:
+    """(row, number) of the version with this content, made when not there; whether it was made."""
     connection.execute("INSERT OR IGNORE INTO models (name, newest) VALUES (?, 0)", (name,))
     model, newest = connection.execute(
         "SELECT id, newest FROM models WHERE name = ?", (name,)
@@ -273,16 +250,10 @@ def _insert_version(
         ).lastrowid
         connection.execute("UPDATE models SET newest = ? WHERE id = ?", (version, model))
         connection.execute("UPDATE state SET generation = generation + 1")
-    # A known version's graph may have been damaged, or written in an older form: now it is not.
-    connection.execute(
-        "INSERT INTO graphs (version, data) VALUES (?, ?) ON CONFLICT (version) "
-        "DO UPDATE SET data = excluded.data WHERE data IS NOT excluded.data",
-        (id_, data),
-    )
     connection.executemany(
         "INSERT OR IGNORE INTO uses (version, pack) VALUES (?, ?)", [(id_, pack) for pack in packs]
     )
-    return version, not known
+    return id_, version, not known
 
 
 def _record(row: Iterable[Any]) -> ModelRecord:

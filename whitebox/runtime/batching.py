@@ -190,7 +190,7 @@ class _Size:
         from whitebox.passes.batch_axes import batch_axes
 
         tried = self._axes.get(model.digest)
-        axes = tried or batch_axes(specialize(model.structure, dict(shapes)), self._rows)
+        axes = tried or batch_axes(specialize(model.structure.graph, dict(shapes)), self._rows)
         self._preparer.compile(model, shapes, patiently=True)
         graph = self._preparer.maker.fused(model, shapes, general=False)
         members = {**dict(self._how[1]), work: _Member(graph, axes)}

@@ -9,6 +9,8 @@ outputs: loops over them would double the time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -99,6 +101,11 @@ def _lines(form: str, places: Sequence[int]) -> str:
 def written_out(source: str, names: dict[str, Any]) -> Callable[..., Any]:
     """The one function that `source` defines. It sees `names` as its globals."""
     made: dict[str, Callable[..., Any]] = {}
-    exec(compile(source, __name__, "exec"), names, made)
+    exec(_compiled(source), names, made)
     (function,) = made.values()
     return function
+
+
+@lru_cache(maxsize=1024)  # models of one signature have one source
+def _compiled(source: str) -> CodeType:
+    return compile(source, __name__, "exec")

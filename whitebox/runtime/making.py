@@ -60,7 +60,7 @@ class Maker:
         self, stage: Structured, kind: str, builder: KernelBuilder, family: Family | None
     ) -> Plan:
         """The plan of a part of fused graphs."""
-        plan, report = self._planned(stage.structure, builder, family)
+        plan, report = self._planned(stage.structure.graph, builder, family)
         if not report.failures:
             self._plans.keep_plan(stage, {}, kind, plan)
         return plan
@@ -113,7 +113,7 @@ class Maker:
         self, model: Structured, builder: KernelBuilder, progress: Progress | None = None
     ) -> BuildReport:
         """Compile the kernels of a structure that serve every size."""
-        inputs = [(name, node.type) for name, node in model.structure.model.inputs]
+        inputs = [(name, node.type) for name, node in model.structure.graph.model.inputs]
         return self.learn(model, probes(inputs), builder, progress)
 
     def learn(
@@ -155,7 +155,7 @@ class Maker:
     ) -> Graph:
         """The fused graph at these shapes; a `general` one is made for a family's kernels."""
         passes = passes_for(self._target, lowerable, model.precision, general=general)
-        return optimize(specialize(model.structure, dict(shapes)), passes, reports)
+        return optimize(specialize(model.structure.graph, dict(shapes)), passes, reports)
 
 
 def _filled(stored: bytes, model: Structured) -> Graph:
@@ -163,12 +163,12 @@ def _filled(stored: bytes, model: Structured) -> Graph:
 
     Raises StorageError when it is damaged.
     """
-    fused, own = serial.decode(stored, _no_weights, model.weights).model, model.structure.model
-    inputs = [(name, node) for (name, _), (_, node) in zip(own.inputs, fused.inputs, strict=True)]
-    outputs = [
-        (name, node) for (name, _), (_, node) in zip(own.outputs, fused.outputs, strict=True)
-    ]
-    return Graph([Model(own.name, tuple(inputs), tuple(outputs))])
+    fused = serial.decode(stored, _no_weights, model.weights).model
+    inputs, outputs = (
+        tuple((name, node) for name, (_, node) in zip(names, ends, strict=True))
+        for names, ends in zip(model.structure.names, (fused.inputs, fused.outputs), strict=True)
+    )
+    return Graph([Model("", inputs, outputs)])
 
 
 def fused_bodies(graph: Graph) -> list[Graph]:

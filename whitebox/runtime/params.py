@@ -81,14 +81,13 @@ class ParameterStore:
         self, plan: Plan, weights: Sequence[Tensor], wanted: Mapping[str, Parameter]
     ) -> dict[str, np.ndarray]:
         """The values of expressions, from the store or evaluated."""
-        store = self._derived if _derived_bytes(plan) >= KEPT_BYTES else None
-        known = {} if store is None else store.get_derived(wanted)
-        fresh = self._each(
-            lambda each: _value(plan, each, weights),
-            {key: each for key, each in wanted.items() if key not in known},
-        )
-        if store is not None and fresh:
-            self._keep(store, fresh)
+        if _derived_bytes(plan) < KEPT_BYTES:
+            return {key: _value(plan, each, weights) for key, each in wanted.items()}
+        known = {} if self._derived is None else self._derived.get_derived(wanted)
+        missing = {key: each for key, each in wanted.items() if key not in known}
+        fresh = self._each(lambda each: _value(plan, each, weights), missing)
+        if self._derived is not None and fresh:
+            self._keep(self._derived, fresh)
         return {**known, **fresh}
 
     def _each(
@@ -96,13 +95,13 @@ class ParameterStore:
     ) -> dict[K, np.ndarray]:
         """The value of each. numpy lets threads run meanwhile."""
         items = list(wanted.items())
-        count = 1 if self._threads < 2 else min(len(items), _TASKS * self._threads)
+        count = min(len(items), _TASKS * self._threads)
+        if not count:
+            return {}
 
         def evaluate_all(start: int) -> dict[K, np.ndarray]:
             return {key: evaluate(parameter) for key, parameter in items[start::count]}
 
-        if count < 2:
-            return evaluate_all(0) if items else {}
         with ThreadPoolExecutor(self._threads, thread_name_prefix="parameters") as pool:
             parts = pool.map(evaluate_all, range(count))
             return {key: array for part in parts for key, array in part.items()}

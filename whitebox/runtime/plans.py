@@ -85,7 +85,7 @@ class PlanFolder:
     def _path(self, model: Structured, shapes: Shapes, kind: str) -> Path:
         parts = [model.digest, model.precision, self._target.key, pipeline_version(), kind]
         # By position: what a model calls its inputs is no part of its structure.
-        for index, (name, _) in enumerate(model.structure.model.inputs):
+        for index, name in enumerate(model.structure.names[0]):
             if name in shapes:
                 parts.append(f"{index}={'x'.join(map(str, shapes[name]))}")
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]

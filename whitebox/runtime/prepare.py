@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from whitebox.compiler.build import BuildReport, KernelBuilder, Progress
 from whitebox.compiler.cache import KernelCache
-from whitebox.compiler.structure import Structured, give_weights
+from whitebox.compiler.structure import Structured
 from whitebox.compiler.target import Target
 from whitebox.ir.graph import Graph, Tensor
 from whitebox.runtime.background import Background
@@ -125,7 +125,7 @@ class Preparer:
         if plan is None:
             from whitebox.passes import specialize
 
-            graph = specialize(give_weights(model.structure, model.weights), dict(shapes))
+            graph = specialize(model.graph, dict(shapes))
             return HostExecutable(graph, "a shape inside depends on the data")
         return self._executable(plan, model.weights, engine)
 

@@ -77,21 +77,20 @@ class Residents:
 
     def _read(self, key: Key, record: ModelRecord) -> ServedModel:
         try:
-            graph = self._registry.graph(record)
+            structured = self._registry.model(record)
         except WhiteboxError:
             # Its weights may be gone because the model is: then that is what to say.
             self._registry.get(*key)
             raise
         fresh = ServedModel(
             record.name,
-            graph,
+            structured,
             record.inputs,
             record.outputs,
-            record.precision,
             partial(self._loaded, key),
         )
         answers = self._answers.get(record.name)
-        if answers is not None and is_repeatable(graph):
+        if answers is not None and is_repeatable(structured.structure.graph):
             fresh.keep_answers(answers, record.digest)
         elif answers is not None:
             log.warning("%s v%d draws random numbers: none of its answers is kept", *key)

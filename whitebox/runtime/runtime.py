@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -40,18 +40,21 @@ from whitebox.runtime.served import ServedModel, default_shapes, given_shapes
 if TYPE_CHECKING:
     import onnx
 
-    from whitebox.ir.graph import Graph
+    from whitebox.registry.records import Signature
     from whitebox.runtime.accuracy import AccuracyReport
     from whitebox.runtime.explain import Explanation
     from whitebox.runtime.overlap import Overlap
+    from whitebox.runtime.reading import ModelReader
     from whitebox.runtime.tune import Tuned
 
 # Requests that may wait for a model or a shape to be loaded, which may mean to be compiled. More
 # are refused, so that a flood of new shapes cannot pile up work for hours.
 MAX_LOADING = 256
 
-# Models that a server loads before it says that it is ready.
+# Structures of which a server loads a model before it says that it is ready, and how long it goes
+# on with variants, of which nothing has to be compiled.
 MOST_WARM = 256
+WARM_SECONDS = 2.0
 
 
 class Runtime:
@@ -115,15 +118,12 @@ class Runtime:
         InvalidName, InvalidInput (precision, shapes that do not fit), CompileError or StorageError;
         nothing is registered then.
         """
-        from whitebox.ir import onnx_io
-        from whitebox.passes import optimize, share
-
         start = time.perf_counter()
         if name is None and not isinstance(model, str | Path):
             raise InvalidName("give a name: a model that is not a file has none of its own")
         chosen = validate_name(name if name is not None else Path(str(model)).stem)
-        graph = optimize(onnx_io.load(model, chosen), (share,))
-        return self._add(graph, precision, {}, shapes, progress, start)
+        structured, signature, about = self._reader.read(model, chosen, precision)
+        return self._add(chosen, structured, signature, about, shapes, progress, start)
 
     def compose(
         self,
@@ -140,37 +140,40 @@ class Runtime:
         registered then.
         """
         from whitebox.passes import optimize, share
+        from whitebox.registry.records import signature_of
         from whitebox.runtime.pipelines import composed
 
         start = time.perf_counter()
         made = composed(self.registry, spec, name)
         graph = optimize(made.graph, (share,))
-        metadata = {"parts": dict(made.parts)}
-        return self._add(graph, made.precision, metadata, None, progress, start)
+        structured = Structured.of(graph, made.precision)
+        about = {**graph.model.metadata, "parts": dict(made.parts)}
+        signature = signature_of(graph.model)
+        return self._add(graph.model.name, structured, signature, about, None, progress, start)
 
     def _add(
         self,
-        graph: Graph,
-        precision: str,
-        metadata: Mapping[str, Any],
+        name: str,
+        structured: Structured,
+        signature: Signature,
+        about: Mapping[str, Any],
         shapes: Mapping[str, Sequence[int]] | None,
         progress: Progress | None,
         start: float,
     ) -> Registration:
-        """Compile what is missing for a graph, then register it."""
-        from whitebox.registry.records import signature_of
-
-        name = graph.model.name
-        inputs, _ = signature_of(graph.model)
+        """Compile what is missing for a model, then register it."""
+        inputs, _ = signature
         wanted = given_shapes(name, inputs, shapes) if shapes else default_shapes(inputs)
-        structured, special = Structured.of(graph, precision), NOTHING_BUILT
+        special = NOTHING_BUILT
         if wanted is not None:
             _, special = self.preparer.compile(structured, wanted, progress)
         general = self.preparer.generalize(structured, progress)
-        about: dict[str, Any] = {**graph.model.metadata, **metadata}
+        metadata: dict[str, Any] = {**about}
         if shapes:
-            about["shapes"] = {key: list(dims) for key, dims in (wanted or {}).items()}
-        record, created, new_bytes, shared_bytes = self.registry.add(name, graph, about, precision)
+            metadata["shapes"] = {key: list(dims) for key, dims in (wanted or {}).items()}
+        record, created, new_bytes, shared_bytes = self.registry.keep(
+            name, structured, signature, metadata
+        )
         self.refresh()
         return Registration(
             name=record.name,
@@ -182,6 +185,13 @@ class Runtime:
             new_bytes=new_bytes,
             shared_bytes=shared_bytes,
         )
+
+    @cached_property
+    def _reader(self) -> ModelReader:
+        """What reads model files; slow to import, and nobody who only runs models needs it."""
+        from whitebox.runtime.reading import ModelReader
+
+        return ModelReader(self.home / "plans")
 
     def predict(
         self,
@@ -207,7 +217,9 @@ class Runtime:
         results = model.kept(key)
         if results is None:
             work = model.ready(shapes, self.preparer, self.engine)
-            results = self.engine.run(work, values, model=model.name)
+            results = model.answer(feeds) if outputs is None else None
+            if results is None:
+                results = self.engine.run(work, values, model=model.name)
             model.keep(key, results)
         return _named(model, wanted, results)
 
@@ -461,23 +473,35 @@ class Runtime:
         return accuracy(model, precision, self.preparer, self.engine, given)
 
     def warm(self, progress: Progress | None = None) -> None:
-        """Load models at their registered shapes, before their first requests.
+        """Load models' newest versions at their registered shapes, before the first request.
 
-        The newest version of those that were registered last, as many as the memory budget has
-        room for, and no more than `MOST_WARM`: others are loaded when they are asked for.
+        One of each structure first: what has to be compiled is compiled then. Its variants load in
+        milliseconds, so as many as fit into WARM_SECONDS are enough, those registered last first.
+        No more than the memory budget has room for: others are loaded when they are asked for.
         """
-        models = sorted(self.models(), key=lambda info: info.created, reverse=True)[:MOST_WARM]
-        evictions = self.residents.evictions
-        for done, info in enumerate(models):
+        structures = self.registry.structures()
+        first: dict[Any, ModelInfo] = {}
+        variants = []
+        for info in sorted(self.models(), key=lambda info: info.created, reverse=True):
+            kind = (structures.get((info.name, info.version)), info.precision, _shapes_key(info))
+            if first.setdefault(kind, info) is not info:
+                variants.append(info)
+        chosen = [*list(first.values())[:MOST_WARM], *variants]
+        until, evictions = float("inf"), self.residents.evictions
+        for done, info in enumerate(chosen):
+            if done == min(len(first), MOST_WARM):
+                until = time.monotonic() + WARM_SECONDS
+            if time.monotonic() > until:
+                break
             if progress is not None:
-                progress(done, len(models))
+                progress(done, len(chosen))
             shapes = registered_shapes(info)
             if shapes is not None:
                 self._serve(info.name, info.version).load(shapes, self.preparer, self.engine)
             if self.residents.evictions > evictions:
                 break
         if progress is not None:
-            progress(len(models), len(models))
+            progress(len(chosen), len(chosen))
 
     def stats(self) -> dict[str, Any]:
         """Counters of this process."""
@@ -546,6 +570,10 @@ def _deadline(timeout: float | None) -> float | None:
     if not timeout > 0:
         raise InvalidInput(f"a timeout of {timeout} s leaves no time; give more, or none at all")
     return time.monotonic() + timeout
+
+
+def _shapes_key(record: ModelRecord) -> str:
+    return str(sorted((registered_shapes(record) or {}).items()))
 
 
 def _named(model: ServedModel, wanted: list[int], values: list[Any]) -> dict[str, np.ndarray]:

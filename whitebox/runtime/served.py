@@ -5,19 +5,20 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from whitebox.compiler.build import BuildReport, Progress
-from whitebox.compiler.structure import Structured, give_weights
+from whitebox.compiler.structure import Structured
 from whitebox.errors import InvalidInput
-from whitebox.ir.graph import Graph
 from whitebox.ir.types import TensorType, numpy_dtype
 from whitebox.registry.records import TensorSpec
 from whitebox.runtime.batching import LIGHT
 from whitebox.runtime.engine import Engine, Runnable
 from whitebox.runtime.executable import Executable
+from whitebox.runtime.light import PlainCall
 from whitebox.runtime.materialize import Key, Materialized, digest_of
 from whitebox.runtime.plan import Plan
 from whitebox.runtime.prepare import NOTHING_BUILT, Preparer
@@ -89,10 +90,9 @@ class ServedModel:
     def __init__(
         self,
         name: str,
-        graph: Graph,
+        structured: Structured,
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
-        precision: str,
         loaded: Callable[[ServedModel], None] = lambda model: None,
     ) -> None:
         self.name = name
@@ -102,7 +102,7 @@ class ServedModel:
         self._loaded = loaded
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
-        self.structured = Structured.of(graph, precision)
+        self.structured = structured
         self.output_names = [spec.name for spec in self.outputs]
         self._all_outputs = list(range(len(self.outputs)))
         self._quick = QuickCalls(self.inputs)
@@ -119,8 +119,8 @@ class ServedModel:
         """The same model, to be computed in another precision; this one when it is the same."""
         if precision == self.structured.precision:
             return self
-        graph = give_weights(self.structured.structure, self.structured.weights)
-        return ServedModel(self.name, graph, self.inputs, self.outputs, precision)
+        structured = replace(self.structured, precision=precision)
+        return ServedModel(self.name, structured, self.inputs, self.outputs)
 
     def keep_answers(self, answers: Materialized, digest: str) -> None:
         """Give an answer of this computation again when the same inputs come again."""
@@ -237,10 +237,10 @@ class ServedModel:
         """Make the executable of a plan and use it for these shapes from now on."""
         executable = preparer.bind(self.structured, shapes, plan, engine)
         key = tuple(shapes.values())
-        # What goes the short way is not counted, so a general executable never does.
         call = None
+        # What goes the short way is not counted, so a general executable never does.
         if isinstance(executable, Executable) and executable.is_plain and not executable.general:
-            call = executable.plain_call(engine)
+            call = self._first_quick(key, executable, engine)
             if executable.is_light:
                 executable.stage = LIGHT
                 self._light.add(key)
@@ -279,6 +279,20 @@ class ServedModel:
         """What is loaded, least recently used first."""
         with self._lock:
             return list(self._executables.values())
+
+    def _first_quick(
+        self, key: tuple[Any, ...], executable: Executable, engine: Engine
+    ) -> PlainCall:
+        """A call that makes way for the executable's own, whose tables not everybody needs."""
+
+        def call(*arrays: np.ndarray) -> list[np.ndarray] | None:
+            made = executable.plain_call(engine)
+            with self._lock:
+                if self._executables.get(key) is executable:
+                    self._quick.add(key, made)
+            return made(*arrays)
+
+        return call
 
     @property
     def shapes_loaded(self) -> list[tuple[Any, ...]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whitebox import config
+from whitebox.compiler.structure import Structured
 from whitebox.compiler.target import host_target
 from whitebox.ir.types import MapType, OptionalType, SequenceType, TensorType, Type
 from whitebox.registry.records import TensorSpec, signature_of
@@ -96,7 +97,8 @@ class InferenceSession:
         self._preparer, self._engine = _shared(folder.resolve(), threads)
         self._metadata: Mapping[str, str] = graph.model.metadata
         inputs, outputs = signature_of(graph.model)
-        self._model = ServedModel(graph.model.name, graph, inputs, outputs, precision)
+        structured = Structured.of(graph, precision)
+        self._model = ServedModel(graph.model.name, structured, inputs, outputs)
         self._answer = self._model.answer
 
     def run(
