@@ -74,10 +74,14 @@ def _shapes(types: dict[str, TensorType], sizes: dict[str, tuple[int, int]], whi
 
 
 class Family:
-    """Bodies with symbols, and a search for the one that a body is an instance of."""
+    """Bodies with symbols, and a search for the one that a body is an instance of.
+
+    A body without symbols has one instance, itself: the part of a model that no free size reaches.
+    """
 
     def __init__(self, bodies: Iterable[Graph] = ()) -> None:
         self.bodies: list[Graph] = []
+        self._themselves: dict[str, Graph] = {}
         self._by_outline: dict[str, list[Graph]] = defaultdict(list)
         self._found: dict[str, Graph | None] = {}
         for body in bodies:
@@ -87,11 +91,14 @@ class Family:
         """Take in a body, unless it is an instance of one that is there."""
         if self.find(body) is None:
             self.bodies.append(body)
+            self._themselves[body.digest] = body
             self._by_outline[outline(body)].append(body)
             self._found.clear()
 
     def find(self, body: Graph) -> Graph | None:
-        """The body with symbols of which `body` is an instance."""
+        """The body of the family of which `body` is an instance."""
+        if body.digest in self._themselves:
+            return self._themselves[body.digest]
         if body.digest not in self._found:
             plain = without_spelling(body)
             candidates = self._by_outline.get(outline(plain), [])
@@ -101,16 +108,40 @@ class Family:
 
 
 def generalizations(first: Iterable[Graph], second: Iterable[Graph]) -> Iterator[Graph]:
-    """Bodies with symbols of two lists of bodies, paired in order among those that look alike."""
-    groups: dict[str, list[Graph]] = defaultdict(list)
-    for body in map(without_spelling, second):
-        groups[outline(body)].append(body)
-    for body in map(without_spelling, first):
-        alike = groups.get(outline(body))
-        if alike:
-            made = generalized(body, alike.pop(0))
-            if made is not None:
-                yield made
+    """Bodies with symbols of two lists of bodies, paired in order among those that look alike.
+
+    Those that differ in the fewest sizes first: where one list lacks a body (other sizes may be
+    worth another kernel), those after it still find their own.
+    """
+    groups: dict[str, tuple[list[Graph], list[Graph]]] = defaultdict(lambda: ([], []))
+    for which, bodies in enumerate((first, second)):
+        for body in map(without_spelling, bodies):
+            groups[outline(body)][which].append(body)
+    for ours, theirs in groups.values():
+        choices = sorted(
+            (_differences(a, b), i, k) for i, a in enumerate(ours) for k, b in enumerate(theirs)
+        )
+        left, right = set(range(len(ours))), set(range(len(theirs)))
+        for _, i, k in choices:
+            if i in left and k in right:
+                left.remove(i)
+                right.remove(k)
+                made = generalized(ours[i], theirs[k])
+                if made is not None:
+                    yield made
+
+
+def _differences(first: Graph, second: Graph) -> int:
+    """How many sizes of the arguments and results of two bodies that look alike differ."""
+    return sum(
+        x != y
+        for a, b in zip(_arguments(first), _arguments(second), strict=False)
+        for x, y in zip(a.tensor.shape or (), b.tensor.shape or (), strict=False)
+    )
+
+
+def _arguments(body: Graph) -> list[Node]:
+    return [node for _, node in (*body.model.inputs, *body.model.outputs)]
 
 
 def without_spelling(body: Graph) -> Graph:
@@ -162,8 +193,7 @@ def generalized(first: Graph, second: Graph) -> Graph | None:
         return tuple(map(common, node.types, pairs[node].types))
 
     made = _with_types(first, types)
-    arguments = [node for _, node in (*made.model.inputs, *made.model.outputs)]
-    bound = {dim for node in arguments for dim in node.tensor.shape or ()}
+    bound = {dim for node in _arguments(made) for dim in node.tensor.shape or ()}
     return made if symbols and bound.issuperset(symbols.values()) else None
 
 
@@ -189,10 +219,7 @@ def is_instance(body: Graph, general: Graph) -> bool:
 def _aligned(first: Graph, second: Graph) -> dict[Node, Node] | None:
     """The nodes of one body with those of another; None when they differ in more than sizes."""
     pairs: dict[Node, Node] = {}
-    signatures = [
-        [node for _, node in (*graph.model.inputs, *graph.model.outputs)]
-        for graph in (first, second)
-    ]
+    signatures = [_arguments(graph) for graph in (first, second)]
     pending = list(zip(*signatures, strict=False))
     if len(signatures[0]) != len(signatures[1]):
         return None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -363,6 +364,16 @@ def test_what_a_body_cannot_be_general_in() -> None:
     assert not list(generalizations([same], [same]))  # nothing is free
 
 
+def test_bodies_are_paired_with_those_of_their_own_fixed_sizes() -> None:
+    def linear(n: int, width: int) -> Graph:
+        x, w = placeholder(0, n, width), placeholder(1, 1, width, 16)
+        return body_of([x, w], ops.make("whitebox.MatMul", (x, w), {"n": 16, "nt": 16}))
+
+    # At the second sizes, the first body has become another.
+    (made,) = generalizations([linear(3, 20), linear(3, 40)], [linear(5, 40)])
+    assert is_instance(linear(7, 40), made)
+
+
 def test_probes_cover_a_free_batch_of_one() -> None:
     free = [("x", TensorType("float32", ("N", 3, "H", None)))]
     (first, second), (one, other) = probes(free)
@@ -415,6 +426,21 @@ def test_a_hot_shape_gets_kernels_of_its_own(tmp_path: Path, tiny_model: Path) -
         later = runtime.predict("tiny", {"x": x})["y"]
         np.testing.assert_allclose(later, first, rtol=1e-6, atol=1e-6)
         np.testing.assert_array_equal(runtime.predict("tiny", {"x": x})["y"], later)
+
+
+def test_explain_names_what_is_compiled_for_each_shape(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        two (float[N, 4] x, float[4, 5] w) => (float[N, 5] y, float[4, 5] z) {
+           y = Gemm(x, w)
+           z = Exp(w)
+        }
+    """)
+    with whitebox.Runtime(tmp_path) as runtime:
+        runtime.register(model, "two")
+        explanation = runtime.explain("two")
+        assert explanation.compiled_per_shape == ("Gemm",)  # no size of Exp is free
+        assert "compiled for each shape\n       1× Gemm\n" in str(explanation)
 
 
 def test_a_shape_that_is_not_hot_keeps_what_it_has(tmp_path: Path, tiny_model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import numpy as np
 from whitebox.errors import InvalidInput
 from whitebox.ir.types import TensorType, numpy_dtype
 from whitebox.passes import PassReport
+from whitebox.passes.fuse import body_label
 from whitebox.runtime.plan import Plan, Step, Storage
 from whitebox.runtime.prepare import HostExecutable
 from whitebox.runtime.served import ServedModel, default_shapes
@@ -47,6 +49,7 @@ class Explanation:
     parameter_bytes: int
     precision: str
     note: str = ""
+    compiled_per_shape: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,6 +76,10 @@ class Explanation:
                 f" {report.seconds * 1e3:7.1f} ms, {len(report.decisions)} decisions"
             )
             lines += [f"    {count:4}× {text}" for text, count in _summary(report)]
+        if self.compiled_per_shape:
+            counts = Counter(self.compiled_per_shape)
+            lines += ["", "no kernel for free sizes, compiled for each shape"]
+            lines += [f"    {count:4}× {label}" for label, count in counts.most_common()]
         total = sum(step.microseconds for step in self.steps) or 1.0
         kernels = len({step.kernel for step in self.steps if step.kernel})
         lines += ["", f"{len(self.steps)} steps, {kernels} distinct kernels, {total:.0f} µs"]
@@ -133,6 +140,9 @@ def explain(
         unshared_bytes=plan.unshared_bytes,
         parameter_bytes=_parameter_bytes(plan),
         precision=precision,
+        compiled_per_shape=tuple(
+            body_label(body) for body in preparer.maker.outside_family(model.structured, shapes)
+        ),
     )
 
 

@@ -124,7 +124,7 @@ class Maker:
         progress: Progress | None = None,
     ) -> BuildReport:
         """Compile what serves every size, as far as pairs of shapes show what varies."""
-        family, fixed = Family(), {}
+        family = Family()
         for pair in pairs:
             try:
                 first, second = (
@@ -137,13 +137,23 @@ class Maker:
                     family.add(body)
             # What is the same at both sizes is the same at others.
             same = {body.digest for body in second}
-            fixed.update({kernel_key(b, self._target): b for b in first if b.digest in same})
+            for body in first:
+                if body.digest in same:
+                    family.add(body)
         keys = {kernel_key(body, self._target): body for body in family.bodies}
-        report = builder.build({**keys, **fixed}, progress)
+        report = builder.build(keys, progress)
         bodies = [body for key, body in keys.items() if key not in report.failures]
         self._families[model.digest, model.precision] = Family(bodies)
         self._plans.keep_family(model, [serial.encode(body) for body in bodies])
         return report
+
+    def outside_family(self, model: Structured, shapes: Shapes) -> list[Graph]:
+        """The bodies at these shapes that a general plan compiles for them alone."""
+        family = self.family(model)
+        if family is None or not family.bodies:
+            return []
+        bodies = fused_bodies(self.optimized(model, shapes, general=True))
+        return [body for body in bodies if family.find(body) is None]
 
     def optimized(
         self,
