@@ -25,7 +25,7 @@ from whitebox.ir.graph import (
     weight_node,
 )
 from whitebox.ir.serial import is_inside
-from whitebox.ir.types import PRECISIONS, Dim, TensorType, with_dims
+from whitebox.ir.types import PRECISIONS, Dim, TensorType, Type, with_dims
 from whitebox.ir.weights import is_weight
 
 Ends: TypeAlias = tuple[tuple[str, ...], tuple[str, ...]]
@@ -127,10 +127,16 @@ def take_weights(graph: Graph) -> tuple[Graph, tuple[Tensor, ...]]:
 
 
 class _Symbols:
-    """New names for free dimensions, in order of appearance: what they are called is no matter."""
+    """New names for free dimensions.
 
-    def __init__(self) -> None:
-        self._names: dict[str, str] = {}
+    By default in order of appearance: to a structure it does not matter what they are called.
+    """
+
+    def __init__(
+        self, names: dict[str, str] | None = None, other: Callable[[str], str] | None = None
+    ) -> None:
+        self._names = {} if names is None else names
+        self._other = other or (lambda dim: f"d{len(self._names)}")
 
     def renamed(self, node: Node, inputs: tuple[Node | None, ...]) -> Node:
         """The node on other inputs, symbols in its types and bodies renamed."""
@@ -147,7 +153,21 @@ class _Symbols:
         return {**attrs, **bodies} if bodies else attrs
 
     def _name(self, dim: Dim) -> Dim:
-        return self._names.setdefault(dim, f"d{len(self._names)}") if isinstance(dim, str) else dim
+        if isinstance(dim, str) and dim not in self._names:
+            self._names[dim] = self._other(dim)
+        return self._names[dim] if isinstance(dim, str) else dim
+
+
+def name_symbols(graph: Graph, types: Iterable[Type]) -> Graph:
+    """The graph with its free dimensions called as in these types of its inputs and outputs."""
+    names: dict[str, str] = {}
+    ends = (node.type for _, node in (*graph.model.inputs, *graph.model.outputs))
+    for own, given in zip(ends, types, strict=True):
+        if isinstance(own, TensorType) and isinstance(given, TensorType):
+            pairs = zip(own.shape or (), given.shape or (), strict=False)
+            names.update((a, b) for a, b in pairs if isinstance(a, str) and isinstance(b, str))
+    taken = set(names.values())
+    return graph.map(_Symbols(names, lambda dim: f"{dim}'" if dim in taken else dim).renamed)
 
 
 def give_weights(graph: Graph, weights: tuple[Tensor, ...]) -> Graph:

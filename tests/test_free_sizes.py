@@ -431,9 +431,10 @@ def test_a_hot_shape_gets_kernels_of_its_own(tmp_path: Path, tiny_model: Path) -
 def test_explain_names_what_is_compiled_for_each_shape(tmp_path: Path) -> None:
     model = onnx.parser.parse_model("""
         <ir_version: 10, opset_import: ["" : 21]>
-        two (float[N, 4] x, float[4, 5] w) => (float[N, 5] y, float[4, 5] z) {
+        two (float[N, 4] x, float[4, 5] w) => (float[N, 5] y, float[4, 5] z, float[N, 4] t) {
            y = Gemm(x, w)
            z = Exp(w)
+           t = Tanh(x)
         }
     """)
     with whitebox.Runtime(tmp_path) as runtime:

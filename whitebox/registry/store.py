@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from whitebox.compiler.structure import Structured
+from whitebox.compiler.structure import Structured, name_symbols
 from whitebox.errors import ModelNotFound, StorageError
 from whitebox.ir.graph import Graph
 from whitebox.registry.blobs import BlobStore
@@ -155,7 +155,7 @@ class Registry:
         """The graph of a version, weights and all."""
         model = self.model(record)
         try:
-            return model.graph
+            return name_symbols(model.graph, [s.type for s in (*record.inputs, *record.outputs)])
         except StorageError as error:
             raise StorageError(f"{record.name} v{record.version}: {error}") from error
 
