@@ -26,7 +26,7 @@ from whitebox.ir.graph import (
 )
 from whitebox.ir.serial import is_inside
 from whitebox.ir.types import PRECISIONS, Dim, TensorType, Type, with_dims
-from whitebox.ir.weights import is_weight
+from whitebox.ir.weights import is_float, is_weight
 
 Ends: TypeAlias = tuple[tuple[str, ...], tuple[str, ...]]
 
@@ -114,11 +114,16 @@ def take_weights(graph: Graph) -> tuple[Graph, tuple[Tensor, ...]]:
         for position in traits(node.op).static_inputs
         if position < len(node.inputs)
     }
+    biases = _biases(graph)
     weights: list[Tensor] = []
     symbols = _Symbols()
 
     def build(node: Node, inputs: tuple[Node | None, ...]) -> Node:
-        if node.op == CONSTANT and node not in static and is_weight(node.attr("value")):
+        if (
+            node.op == CONSTANT
+            and node not in static
+            and (node in biases or is_weight(node.attr("value")))
+        ):
             weights.append(node.attr("value"))
             return weight_node(len(weights) - 1, node.type)
         return symbols.renamed(node, inputs)
@@ -179,6 +184,33 @@ def give_weights(graph: Graph, weights: tuple[Tensor, ...]) -> Graph:
         return node.with_inputs(inputs)
 
     return graph.map(build)
+
+
+# Operator → the input that is added to its product.
+_BIAS = {"Gemm": 2, "Conv": 2, "ConvTranspose": 2}
+_PRODUCTS = ("Gemm", "MatMul")
+
+
+def _biases(graph: Graph) -> set[Node]:
+    """Float constants of one element that are only added to products.
+
+    A model with one result has one intercept, which is a weight like several.
+    """
+    found: set[Node] = set()
+    others: set[Node] = {node for _, node in graph.model.outputs}
+    for node in graph.nodes:
+        for position, source in enumerate(node.inputs):
+            if source is not None and source.op == CONSTANT:
+                (found if _is_bias(node, position) else others).add(source)
+    single = {node for node in found - others if node.tensor.size == 1 and is_float(node.tensor)}
+    return {node for node in single if node.tensor.rank}
+
+
+def _is_bias(node: Node, position: int) -> bool:
+    if node.op == "Add":
+        other = node.inputs[1 - position]
+        return other is not None and other.op in _PRODUCTS
+    return _BIAS.get(node.op) == position
 
 
 def tensors_of(graph: Graph) -> Iterator[Tensor]:

@@ -157,6 +157,45 @@ def test_a_file_is_read_as_if_alone(reader: ModelReader, pair: tuple[bytes, byte
         assert_read_right(reader, data)
 
 
+@pytest.mark.parametrize(
+    "body",
+    ["y = Gemm(x, w, b)", "p = MatMul(x, w) y = Add(p, b)", "p = MatMul(x, w) y = Add(b, p)"],
+)
+def test_a_single_intercept_is_a_weight(
+    reader: ModelReader, imported: list[str], body: str
+) -> None:
+    first, other = (
+        reader.read(file(body, w=floats(i, 4, 1), b=floats(i + 9, 1)), "m", "f32")[0]
+        for i in (0, 1)
+    )
+    assert len(first.weights) == 2
+    assert first.digest == other.digest
+    assert len(imported) == 2  # both by the first
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "p = MatMul(x, w) y = Mul(p, b)",
+        "p = Add(x, b) y = MatMul(p, w)",
+        "p = MatMul(x, w) q = Add(p, b) y = Mul(q, b)",
+    ],
+)
+def test_a_single_number_that_passes_may_decide_by_is_not(reader: ModelReader, body: str) -> None:
+    for seed in (0, 1):
+        assert_read_right(reader, file(body, w=floats(seed, 4, 1), b=floats(seed + 9, 1)))
+    model, _, _ = reader.read(file(body, w=floats(2, 4, 1), b=floats(3, 1)), "m", "f32")
+    assert len(model.weights) == 1
+
+
+def test_graphs_may_have_names_of_their_own(reader: ModelReader, imported: list[str]) -> None:
+    for seed in (0, 1):
+        model = onnx.load_from_string(file(LINEAR, w=floats(seed, 4, 3), b=floats(seed + 9, 3)))
+        model.graph.name, model.graph.doc_string = f"graph {seed}", f"made at {seed}"
+        reader.read(bytes(model.SerializeToString()), "m", "f32")
+    assert len(imported) == 2  # both by the first
+
+
 def test_a_network_with_other_weights(reader: ModelReader, imported: list[str]) -> None:
     proto = onnx.load(path("light_squeezenet"))
     files = [randomised(proto, seed).SerializeToString() for seed in range(2)]

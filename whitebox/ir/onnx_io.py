@@ -111,6 +111,9 @@ def _outline(proto: onnx.ModelProto, aside: Aside) -> str | None:
             initializer.ClearField(data)
     for about in _ABOUT:
         proto.ClearField(about)
+    # Converters number graphs, or draw their names.
+    proto.graph.ClearField("name")
+    proto.graph.ClearField("doc_string")
     rest = proto.SerializeToString(deterministic=True)
     # Data that was set aside elsewhere is not in it.
     return None if aside.secret in rest else hashlib.sha256(rest).hexdigest()

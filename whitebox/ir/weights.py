@@ -11,11 +11,17 @@ from __future__ import annotations
 import numpy as np
 
 from whitebox.ir.graph import Tensor
+from whitebox.ir.types import TensorType
 
 # Up to here, integers are part of the structure.
 SMALL_BYTES = 1024
 # Up to here, a range of integers is.
 RANGE_BYTES = 1 << 16
+
+
+def is_float(type: TensorType) -> bool:
+    """Whether elements are real or complex numbers."""
+    return "float" in type.dtype or "complex" in type.dtype
 
 
 def is_weight(tensor: Tensor) -> bool:
@@ -26,8 +32,7 @@ def is_weight(tensor: Tensor) -> bool:
     type = tensor.type
     if type.dtype == "string":
         return False
-    floating = "float" in type.dtype or "complex" in type.dtype
-    if floating:
+    if is_float(type):
         return type.size > 1
     return type.nbytes > SMALL_BYTES and not _is_range(tensor)
 

@@ -25,7 +25,7 @@ from whitebox.ir.graph import Tensor
 from whitebox.ir.onnx_io import Opened
 from whitebox.ir.ops import DRAW
 from whitebox.ir.types import TensorType
-from whitebox.ir.weights import is_weight
+from whitebox.ir.weights import is_float, is_weight
 from whitebox.passes import share
 from whitebox.registry.records import Signature, decode_signature, encode_signature, signature_of
 
@@ -174,7 +174,8 @@ def _fits(outline: Outline, tensors: Sequence[Tensor]) -> bool:
         all(tensors[index].digest == digest for index, digest in outline.fixed.items())
         and _first(tensors) == outline.equals
         and not any(weight.digest in outline.others for weight in weights)
-        and all(map(is_weight, weights))
+        # Whether numbers with a fraction are weights, their types say, which the outline has.
+        and all(is_float(weight.type) or is_weight(weight) for weight in weights)
     )
 
 
