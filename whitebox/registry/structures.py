@@ -93,9 +93,12 @@ class StructureStore:
         return Structured(structure, weights, precision)
 
     def _structure(self, number: int) -> Structure:
-        ((digest, names, types, data),) = self._database.query(
+        rows = self._database.query(
             "SELECT digest, names, weight_types, data FROM structures WHERE id = ?", (number,)
         )
+        if not rows:  # removed, with its last version, after that was looked up
+            raise StorageError("it has just been removed; register the model again")
+        digest, names, types, data = rows[0]
         weight_types = [TensorType(d, tuple(s)) for d, s in msgspec.msgpack.decode(types)]
         # (the bytes are in memory, so that a model in use outlives its removal)
         return Structure(
