@@ -169,8 +169,8 @@ class Frame:
         match operand.storage:
             case Storage.OBJECT:
                 value = self._objects[operand.index]
-                # Strings may be read through a view; sequences and maps have no shape.
-                return value.reshape(operand.shape) if isinstance(value, np.ndarray) else value
+                # Strings of a known shape may be read through a view.
+                return value.reshape(operand.shape) if operand.dtype else value
             case Storage.PARAMETER:
                 return self._bound.parameters[operand.index].reshape(operand.shape)
             case Storage.INPUT:

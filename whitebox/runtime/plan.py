@@ -25,7 +25,7 @@ class Storage(IntEnum):
 
 
 class Operand(msgspec.Struct, frozen=True, array_like=True):
-    """A tensor in some storage. `shape` is empty for objects."""
+    """A tensor in some storage. Objects that are no tensors of a known shape have no `dtype`."""
 
     storage: Storage
     index: int

@@ -159,8 +159,9 @@ class _Planner:
 
     def _operand(self, node: Node) -> Operand:
         type = node.type
-        dtype = type.dtype if isinstance(type, TensorType) else ""
-        shape = type.dims if isinstance(type, TensorType) and type.is_static else ()
+        # (strings whose number is known only when the model runs are values like sequences)
+        known = isinstance(type, TensorType) and type.is_static
+        dtype, shape = (type.dtype, type.dims) if known else ("", ())  # type: ignore[union-attr]
         if node.is_constant_expression:
             index = self.parameters.setdefault(node, len(self.parameters))
             return Operand(Storage.PARAMETER, index, dtype, shape)
