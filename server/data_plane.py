@@ -98,6 +98,10 @@ class DataPlane:
             )
         return self.runtime.model(name, int(version))
 
+    def is_registered(self, name: str) -> bool:
+        """Whether there is a model of this name, as far as this process has seen."""
+        return self.runtime.catalogue.find(name) is not None
+
     def model_metadata(self, name: str, version: str | None = None) -> dict[str, Any]:
         """A model's signature and precision. A free dimension, or an unknown shape, is -1."""
         info = self.model(name, version)

@@ -37,7 +37,7 @@ class Handlers:
     def __init__(self, plane: DataPlane, max_body_bytes: int) -> None:
         self._plane = plane
         self._max_body_bytes = max_body_bytes
-        self._metrics = Metrics(plane.runtime.stats)
+        self._metrics = Metrics(plane.runtime.stats, plane.is_registered)
 
     async def server_metadata(self, request: web.Request) -> web.Response:
         return _json(self._plane.server_metadata())

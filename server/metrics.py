@@ -42,11 +42,23 @@ _COUNTERS = {
 }
 
 
-class Metrics:
-    """Counters that the server feeds, and gauges that are read when scraped."""
+# So many names of models are counted before those that are gone are looked for.
+_NAMES = 256
 
-    def __init__(self, stats: Callable[[], Mapping[str, Any]]) -> None:
+
+class Metrics:
+    """Counters that the server feeds, and gauges that are read when scraped.
+
+    `known` says whether a model is registered: counts of those that are gone are dropped in time.
+    """
+
+    def __init__(
+        self, stats: Callable[[], Mapping[str, Any]], known: Callable[[str], bool]
+    ) -> None:
         self.registry = CollectorRegistry()
+        self._known = known
+        self._labels: dict[str, set[str]] = {}  # of each model that is counted, the failures
+        self._most = _NAMES
         self.requests = Counter(
             "whitebox_requests", "Infer requests answered.", ["model"], registry=self.registry
         )
@@ -70,10 +82,27 @@ class Metrics:
 
     def record(self, model: str, status: int, seconds: float) -> None:
         """Count an infer request that ended with an HTTP status."""
+        if model not in self._labels:
+            self._begin(model)
         self.requests.labels(model).inc()
         self.latency.labels(model).observe(seconds)
         if status != 200:
+            self._labels[model].add(str(status))
             self.failures.labels(model, str(status)).inc()
+
+    def _begin(self, model: str) -> None:
+        """Count one more model; now and then look for those that are gone."""
+        if len(self._labels) >= self._most:
+            gone = [
+                each for each in self._labels if each != UNKNOWN_MODEL and not self._known(each)
+            ]
+            for each in gone:
+                for status in self._labels.pop(each):
+                    self.failures.remove(each, status)
+                self.requests.remove(each)
+                self.latency.remove(each)
+            self._most = len(self._labels) + _NAMES
+        self._labels[model] = set()
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The metrics and their content type, in the format that an Accept header asks for."""

@@ -33,6 +33,7 @@ from whitebox.ir.types import numpy_dtype
 from whitebox.runtime.native import llvm_loaded
 from whitebox.runtime.runtime import Runtime
 from whitebox.server.data_plane import DataPlane
+from whitebox.server.metrics import Metrics
 from whitebox.server.rest import create_app, create_runner, serve
 from whitebox.server.tensors import DTYPES
 
@@ -441,6 +442,19 @@ def test_many_clients_at_once_get_their_own_answers(port: int) -> None:
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         list(pool.map(ask, range(100)))
+
+
+def test_counts_of_models_that_are_gone_are_dropped() -> None:
+    kept = {"kept"}
+    metrics = Metrics(dict, kept.__contains__)
+    metrics.record("kept", 200, 0.1)
+    for number in range(600):
+        metrics.record(f"gone-{number}", 500 if number % 2 else 200, 0.1)
+    labels = {sample.labels["model"] for m in metrics.requests.collect() for sample in m.samples}
+    assert "kept" in labels
+    assert len(labels) < 300
+    failed = {sample.labels["model"] for m in metrics.failures.collect() for sample in m.samples}
+    assert failed < labels
 
 
 def test_metrics_count_and_name_only_known_models(port: int) -> None:
