@@ -20,8 +20,10 @@ from benchmarks.catalogue import MODELS, Model
 from benchmarks.engines import Feeds, Run, load_onnxruntime
 from benchmarks.latency import Settings, take_turns
 from benchmarks.models import with_weights
+from whitebox.compiler.structure import Structured
 from whitebox.compiler.target import host_target
 from whitebox.ir import onnx_io
+from whitebox.passes import share
 from whitebox.registry.records import signature_of
 from whitebox.runtime.engine import Engine
 from whitebox.runtime.params import ParameterStore
@@ -109,9 +111,9 @@ class _Whitebox:
     """One model with its family of kernels, as after registration and a first request."""
 
     def __init__(self, model: Model, file: Path, home: Path, threads: int) -> None:
-        graph = onnx_io.load(file, model.name)
+        graph = share(onnx_io.load(file, model.name))
         inputs, outputs = signature_of(graph.model)
-        self.served = ServedModel(model.name, graph, inputs, outputs, "f32")
+        self.served = ServedModel(model.name, Structured.of(graph, "f32"), inputs, outputs)
         self.preparer = Preparer(host_target(threads), home, ParameterStore(threads=threads))
         self.engine = Engine(threads)
         self.preparer.generalize(self.served.structured)

@@ -61,7 +61,7 @@ def pss_mb(pids: Iterable[int]) -> float:
     """Proportional set size of processes and all that they have started, in MB."""
     total = 0
     for pid in _with_children(pids):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        for line in _read(Path(f"/proc/{pid}/smaps_rollup")).splitlines():
             if line.startswith("Pss:"):
                 total += int(line.split()[1])
     return total * 1024 / 1e6
@@ -73,6 +73,14 @@ def _with_children(pids: Iterable[int]) -> set[int]:
     while waiting:
         pid = waiting.pop()
         known.add(pid)
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            waiting += [int(child) for child in (thread / "children").read_text().split()]
+        for thread in Path(f"/proc/{pid}/task").glob("*"):
+            waiting += [int(child) for child in _read(thread / "children").split()]
     return known
+
+
+def _read(file: Path) -> str:
+    """What the kernel says of a process or thread; nothing of one that has just ended."""
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
