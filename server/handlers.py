@@ -10,7 +10,9 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -29,6 +31,14 @@ _CLIENT_GONE = 499  # in the metrics, as others have it; nobody is there to read
 _log = logging.getLogger("whitebox.server")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(slots=True)
+class _Count:
+    """An infer request for the metrics: when its body was there, and the models it names."""
+
+    begin: float
+    models: Sequence[str] = (UNKNOWN_MODEL,)
 
 
 class Handlers:
@@ -66,43 +76,34 @@ class Handlers:
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def infer(self, request: web.Request) -> web.Response:
-        begin = time.perf_counter()
-        model, status = UNKNOWN_MODEL, 500
-        try:
-            with self._metrics.in_flight.track_inprogress():
-                info = self._plane.model(*_model_of(request))
-                model = info.name
-                body = await self._read(request)
-                begin = time.perf_counter()
-                decoded = await self._decode(request, body)
-                answer = await self._plane.infer(info, decoded)
-                response = await _encode(decoded, [answer])
-            status = response.status
-            return response
-        except WhiteboxError as error:
-            status = error.http_status
-            raise
-        except asyncio.CancelledError:
-            status = _CLIENT_GONE
-            raise
-        finally:
-            self._metrics.record(model, status, time.perf_counter() - begin)
+        with self._counted() as count:
+            info = self._plane.model(*_model_of(request))
+            count.models = [info.name]
+            body = await self._read(request)
+            count.begin = time.perf_counter()
+            decoded = await self._decode(request, body)
+            answer = await self._plane.infer(info, decoded)
+            return await _encode(decoded, [answer])
 
     async def infer_together(self, request: web.Request) -> web.Response:
         """Several models on one input: as `infer`, the models named in the body."""
-        begin = time.perf_counter()
-        models, status = [UNKNOWN_MODEL], 500
+        with self._counted() as count:
+            body = await self._read(request)
+            count.begin = time.perf_counter()
+            decoded = await self._decode(request, body)
+            infos = self._plane.several(decoded)
+            count.models = [info.name for info in infos]
+            answers = await self._plane.infer_together(infos, decoded)
+            return await _encode(decoded, answers)
+
+    @contextmanager
+    def _counted(self) -> Iterator[_Count]:
+        """Count an infer request for each of its models, however it ends."""
+        count, status = _Count(time.perf_counter()), 500
         try:
             with self._metrics.in_flight.track_inprogress():
-                body = await self._read(request)
-                begin = time.perf_counter()
-                decoded = await self._decode(request, body)
-                infos = self._plane.several(decoded)
-                models = [info.name for info in infos]
-                answers = await self._plane.infer_together(infos, decoded)
-                response = await _encode(decoded, answers)
-            status = response.status
-            return response
+                yield count
+            status = 200
         except WhiteboxError as error:
             status = error.http_status
             raise
@@ -110,8 +111,8 @@ class Handlers:
             status = _CLIENT_GONE
             raise
         finally:
-            seconds = time.perf_counter() - begin
-            for model in dict.fromkeys(models):
+            seconds = time.perf_counter() - count.begin
+            for model in dict.fromkeys(count.models):
                 self._metrics.record(model, status, seconds)
 
     async def _read(self, request: web.Request) -> bytes:
